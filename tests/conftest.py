@@ -1,0 +1,20 @@
+"""Fixtures that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Tests run on small inputs: one thread a process is faster than two that wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and weights beside the checkout; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("VITDOMAINS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    if not (folder / "data").is_dir():
+        pytest.skip(f"real data not found in {folder}; set VITDOMAINS_SHARED to its folder")
+    return folder

@@ -1,0 +1,247 @@
+"""The loop: it learns, it resumes to the same weights, and no convenience changes the result."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.core import toy
+from vitdomains.core.augment import build_augment
+from vitdomains.core.backbones import build_model
+from vitdomains.core.cache import ImageCache
+from vitdomains.core.config import Config
+from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.errors import ConfigError, TrainingError
+from vitdomains.core.manifest import Manifest, subset
+from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.tasks import build_task
+from vitdomains.core.train import FitResult, batches_in_group, fit
+
+SPEC = PreprocessSpec(toy.SIZE, toy.SIZE, "squash", 1, (0.4,), (0.25,))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return toy.write_images(tmp_path_factory.mktemp("squares"), n=80)
+
+
+def run(
+    config: Config,
+    manifest: Manifest | None = None,
+    on_progress=lambda *a: None,
+    spec: PreprocessSpec = SPEC,
+    **options: object,
+) -> tuple[FitResult, dict[str, Tensor]]:
+    """Fit on the toy images; returns the result and the weights it ended with."""
+    torch.set_num_threads(1)
+    manifest = manifest or toy.build_manifest(config.data)
+    cache = ImageCache(spec)
+    augment = build_augment(config.recipe, spec.storage)
+    train = ImageDataset(
+        subset(manifest, "train"), toy.read_image, spec, cache=cache, augment=augment, seed=config.run.seed
+    )
+    val = ImageDataset(subset(manifest, "val"), toy.read_image, spec, cache=cache)
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, 2, image_size=toy.SIZE)
+    result = fit(
+        model,
+        build_task("multilabel", toy.CLASSES, config.recipe),
+        train,
+        val,
+        spec,
+        config,
+        on_progress=on_progress,
+        **options,
+    )  # type: ignore[arg-type]
+    return result, {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def apart(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name].float() - b[name].float()).abs().max().item() for name in a)
+
+
+def test_learns_and_keeps_the_best_epoch(root: Path, tmp_path: Path) -> None:
+    result, _ = run(toy.config(root, tmp_path, epochs=12, ema_decay=0.9))
+    values = [row["auroc"] for row in result.history]
+    assert result.best == max(values) > 0.85
+    assert values[result.best_epoch] == result.best
+    assert (tmp_path / "log.csv").read_text().startswith("step,epoch,name,value\n")
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 14])
+def test_resumes_to_the_same_weights(root: Path, tmp_path: Path, stop_at: int) -> None:
+    """Ctrl-C in the middle of an epoch, with dropout, augmentation, EMA and MixUp on."""
+    settings = {"epochs": 3, "ema_decay": 0.9, "augment": "cxr", "mixup": 0.2}
+    config = toy.config(root, tmp_path / "whole", **settings)
+    config = replace(config, model=replace(config.model, drop_path_rate=0.2, drop_rate=0.1))
+    _, whole = run(config)
+
+    def stop(done: int, total: int, text: str) -> None:
+        if done == stop_at:
+            raise KeyboardInterrupt
+
+    broken = replace(config, run=replace(config.run, dir=str(tmp_path / "broken"), save_seconds=0.0))
+    with pytest.raises(KeyboardInterrupt):
+        run(broken, on_progress=stop)
+    _, resumed = run(replace(broken, run=replace(broken.run, resume=True)))
+    assert apart(whole, resumed) == 0.0
+
+
+def test_resumes_after_kill_minus_nine(root: Path, tmp_path: Path) -> None:
+    config = toy.config(root, tmp_path / "whole", epochs=6)
+    _, whole = run(config)
+    script = (
+        "import time; from dataclasses import replace; from pathlib import Path\n"
+        "from tests.core import toy; from tests.core.test_train import run\n"
+        f"config = toy.config(Path({str(root)!r}), Path({str(tmp_path / 'killed')!r}), epochs=6)\n"
+        "run(replace(config, run=replace(config.run, save_seconds=0.0)), on_progress=lambda *a: time.sleep(0.05))\n"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    state = tmp_path / "killed" / "checkpoint" / "last.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert child.poll() is None, "training ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(0.4)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    killed = toy.config(root, tmp_path / "killed", epochs=6)
+    _, resumed = run(replace(killed, run=replace(killed.run, resume=True)))
+    assert apart(whole, resumed) == 0.0
+
+
+def test_refuses_to_resume_another_run(root: Path, tmp_path: Path) -> None:
+    config = toy.config(root, tmp_path, epochs=1)
+    run(config)
+    other = replace(config, recipe=replace(config.recipe, lr=5e-4), run=replace(config.run, resume=True))
+    with pytest.raises(TrainingError, match="another model, recipe or data"):
+        run(other)
+
+
+def test_accumulation_is_the_large_batch(root: Path, tmp_path: Path) -> None:
+    _, large = run(toy.config(root, tmp_path / "a", epochs=2, batch_size=16))
+    _, small = run(toy.config(root, tmp_path / "b", epochs=2, batch_size=8, accumulate=2))
+    # 48 training images: both make three optimiser steps an epoch, over the same images.
+    assert apart(large, small) < 1e-3  # AdamW turns the rounding of near-zero gradients into steps of up to lr
+
+
+@pytest.mark.parametrize(("step", "expected"), [(0, 4), (3, 4), (4, 4), (8, 2), (9, 2)])
+def test_a_short_last_group_counts_as_what_it_is(step: int, expected: int) -> None:
+    assert batches_in_group(step, steps=10, accumulate=4) == expected
+
+
+def test_gradient_checkpointing_changes_nothing(root: Path, tmp_path: Path) -> None:
+    config = toy.config(root, tmp_path / "a", epochs=1)
+    _, plain = run(config)
+    _, saved = run(
+        replace(
+            config,
+            model=replace(config.model, grad_checkpointing=True),
+            run=replace(config.run, dir=str(tmp_path / "b")),
+        )
+    )
+    assert apart(plain, saved) < 1e-6
+
+
+def test_bf16_stays_close_to_fp32(root: Path, tmp_path: Path) -> None:
+    full, a = run(toy.config(root, tmp_path / "a", epochs=2))
+    mixed, b = run(toy.config(root, tmp_path / "b", epochs=2, precision="bf16"))
+    assert abs(full.history[0]["loss"] - mixed.history[0]["loss"]) < 0.02
+    assert 0 < apart(a, b) < 0.05
+
+
+def test_frozen_blocks_from_the_cache_train_like_frozen_blocks(root: Path, tmp_path: Path) -> None:
+    config = toy.config(root, tmp_path / "a", epochs=2)
+    config = replace(config, model=replace(config.model, freeze="1"))
+    _, plain = run(config)
+    cached = replace(
+        config, recipe=replace(config.recipe, frozen_cache_views=1), run=replace(config.run, dir=str(tmp_path / "b"))
+    )
+    order_differs, from_cache = run(cached)
+    frozen = [name for name in plain if name.startswith(("patch_embed", "blocks.0"))]
+    assert frozen and all(torch.equal(plain[name], from_cache[name]) for name in frozen)
+    assert order_differs.history[0]["loss"] == pytest.approx(0.7, abs=0.15)
+    _, same = run(
+        replace(
+            cached,
+            run=replace(cached.run, dir=str(tmp_path / "c")),
+            data=replace(cached.data, cache_dir=str(tmp_path / "b" / "cache")),
+        )
+    )
+    assert apart(from_cache, same) == 0.0
+
+
+def test_frozen_cache_needs_frozen_blocks(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no lower blocks"):
+        run(toy.config(root, tmp_path, frozen_cache_views=1))
+
+
+def test_sharpness_aware_step_differs_and_learns(root: Path, tmp_path: Path) -> None:
+    _, a = run(toy.config(root, tmp_path / "a", epochs=2))
+    sharp, b = run(toy.config(root, tmp_path / "b", epochs=2, sam_rho=0.05))
+    assert apart(a, b) > 1e-4
+    assert sharp.history[-1]["loss"] < sharp.history[0]["loss"] + 0.02
+
+
+def test_progressive_sizes_compare_only_the_final_size(root: Path, tmp_path: Path) -> None:
+    result, _ = run(toy.config(root, tmp_path, epochs=4, progressive_sizes=[(0.5, 16), (1.0, 32)]))
+    assert [row["size"] for row in result.history] == [16, 16, 32, 32]
+    assert result.best_epoch >= 2
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"The loss is (nan|inf) at step"):
+        run(toy.config(root, tmp_path, lr=1e20, clip_norm=0.0, warmup_epochs=0.0))
+
+
+def test_unknown_monitor_is_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'acuracy' is not a validation metric.*loss, auroc"):
+        run(toy.config(root, tmp_path, monitor="acuracy", epochs=1))
+
+
+def test_early_stopping(root: Path, tmp_path: Path) -> None:
+    result, _ = run(toy.config(root, tmp_path, epochs=30, lr=1e-9, min_lr=1e-9, early_stopping=2))
+    assert len(result.history) < 30
+    assert len(result.history) - 1 - result.best_epoch == 2
+
+
+def test_sample_weights_are_used(root: Path, tmp_path: Path) -> None:
+    """Images of weight zero teach nothing: wrong labels with weight zero leave the model right."""
+    config = toy.config(root, tmp_path / "a", epochs=1)
+    manifest = toy.build_manifest(config.data)
+    weighted = replace(
+        manifest, table=manifest.table.assign(weight=np.where(np.arange(len(manifest)) % 4 < 2, 0.0, 1.0))
+    )
+    poisoned = weighted.table.copy()
+    rows = (poisoned["weight"] == 0) & (poisoned["split"] == "train")
+    for name in toy.CLASSES:
+        poisoned.loc[rows, name] = 1 - poisoned.loc[rows, name]
+    _, clean = run(config, weighted)
+    _, ignored = run(
+        replace(config, run=replace(config.run, dir=str(tmp_path / "b"))), replace(weighted, table=poisoned)
+    )
+    assert apart(clean, ignored) == 0.0
+
+
+def test_distillation_follows_the_teacher(root: Path, tmp_path: Path) -> None:
+    """A teacher that always says 'left, not right' pulls the student there, against the labels."""
+    config = toy.config(root, tmp_path, epochs=4, distillation="soft", distillation_alpha=1.0, distillation_tau=1.0)
+    config = replace(config, run=replace(config.run, log_every=1))
+    run(config, teacher=lambda images: torch.tensor([[3.0, -3.0]]).expand(len(images), 2))
+    log = (tmp_path / "log.csv").read_text().splitlines()
+    losses = [float(line.split(",")[3]) for line in log if ",train/loss," in line]
+    assert losses[-1] < 0.05 < 0.3 < losses[0]

@@ -1,0 +1,187 @@
+"""A domain of one file goes the whole way: train, evaluate, predict, through the command line that every domain shares."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.core import toy
+from vitdomains.core import cli, workflow
+from vitdomains.core.bundle import read_bundle
+from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.predict import Predictor
+from vitdomains.core.results import write_predictions
+
+
+@pytest.fixture(autouse=True)
+def no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands restart their process for a faster allocator; a test runner must stay where it is."""
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "67108864")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, workflow.Outcome]:
+    base = tmp_path_factory.mktemp("run")
+    root = toy.write_images(base / "images", n=120)
+    (root / "broken_10.npy").write_bytes(b"not an array")
+    config = toy.config(root, base / "run", epochs=12, ema_decay=0.9)
+    return base, workflow.train(toy.DOMAIN, config)
+
+
+def test_the_bundle_has_all_that_it_promises(trained: tuple[Path, workflow.Outcome]) -> None:
+    base, outcome = trained
+    bundle = read_bundle(base / "run" / "bundle")
+    assert bundle.id == outcome.bundle.id
+    assert {"model.safetensors", "MODEL_CARD.md", "report/report.json", "report/report.html"} <= set(bundle.files)
+    report = json.loads((bundle.path / "report" / "report.json").read_text())
+    assert report["macro"]["auroc"]["value"] > 0.85
+    assert set(report["classes"]) == set(toy.CLASSES)
+    assert {"value", "low", "high"} <= set(report["classes"]["left"]["auroc"])
+    assert report["floors"].keys() >= {"shuffled", "thumbnail"}
+    card = (bundle.path / "MODEL_CARD.md").read_text()
+    assert "For tests only." in card and f"{report['macro']['auroc']['value']:.3f}" in card
+    assert (
+        bundle.provenance["images"] == {"train": 73, "val": 24, "test": 24}
+        or sum(bundle.provenance["images"].values()) == 120
+    )
+
+
+def test_a_file_that_cannot_be_read_is_left_out_and_listed(trained: tuple[Path, workflow.Outcome]) -> None:
+    base, outcome = trained
+    assert [identity for identity, _ in outcome.skipped] == ["broken_10"]
+    assert "broken_10" in (base / "run" / "skipped.csv").read_text()
+
+
+def test_a_wrong_folder_is_not_a_few_bad_files(tmp_path: Path) -> None:
+    root = toy.write_images(tmp_path / "images", n=20)
+    for file in sorted(root.iterdir())[::2]:
+        file.write_bytes(b"")
+    with pytest.raises(ManifestError, match="10 of 20 images cannot be read"):
+        workflow.train(toy.DOMAIN, toy.config(root, tmp_path / "run"))
+
+
+def test_a_second_run_does_not_overwrite_the_first(trained: tuple[Path, workflow.Outcome]) -> None:
+    base, _ = trained
+    with pytest.raises(ConfigError, match="holds a run already"):
+        workflow.train(toy.DOMAIN, toy.config(base / "images", base / "run"))
+
+
+def test_predictions_of_the_bundle_are_those_of_training(trained: tuple[Path, workflow.Outcome]) -> None:
+    """The reader, the preprocessing and the calibration behind the bundle give the scores that the report was made from."""
+    base, outcome = trained
+    table = pd.read_csv(outcome.bundle.path / "report" / "predictions.csv")
+    predictor = Predictor(outcome.bundle.path, toy.read_image, threads=1)
+    records = [(i, str(base / "images" / f"{i}.npy")) for i in table["id"].astype(str)]
+    scores = np.array([p.scores for p in predictor.predict(records)])
+    expected = table[[f"score:{c}" for c in toy.CLASSES]].to_numpy()
+    np.testing.assert_allclose(scores, expected, atol=0.02)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_predict_command(trained: tuple[Path, workflow.Outcome], tmp_path: Path, ending: str) -> None:
+    base, _ = trained
+    good = sorted((base / "images").glob("0*.npy"))[:5]
+    bad = tmp_path / "bad.npy"
+    bad.write_bytes(b"nothing")
+    out = tmp_path / f"predictions{ending}"
+    words = [
+        "predict",
+        str(base / "run" / "bundle"),
+        str(good[3]),
+        str(bad),
+        str(good[0]),
+        str(tmp_path / "absent.npy"),
+        "--out",
+        str(out),
+        "--threads",
+        "1",
+    ]
+    assert cli.main(toy.DOMAIN, words) == 0
+    table = pd.read_csv(out) if ending == ".csv" else pd.read_parquet(out)
+    assert list(table.columns) == ["id", "path", *toy.CLASSES, "labels", "error"]
+    assert [Path(p).name for p in table["path"]] == [good[3].name, "bad.npy", good[0].name, "absent.npy"]
+    assert table[list(toy.CLASSES)].notna().all(axis=1).tolist() == [True, False, True, False]
+    assert table["error"].fillna("").str.len().gt(0).tolist() == [False, True, False, True]
+
+
+def test_prediction_goes_on_after_a_stop(trained: tuple[Path, workflow.Outcome], tmp_path: Path) -> None:
+    base, _ = trained
+    records = [(f.stem, str(f)) for f in sorted((base / "images").glob("0*.npy"))[:30]]
+    predictor = Predictor(base / "run" / "bundle", toy.read_image, threads=1, batch_size=4)
+    write_predictions(predictor, records, tmp_path / "whole.csv")
+
+    def stop(done: int, total: int) -> None:
+        if done == 13:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_predictions(predictor, records, tmp_path / "broken.csv", stop)
+    journal = tmp_path / ".broken.csv.journal"
+    with journal.open("ab") as handle:
+        handle.write(b'{"id": "torn')
+    calls = []
+    write_predictions(predictor, records, tmp_path / "broken.csv", lambda done, total: calls.append(done))
+    assert calls[0] == 14
+    assert (tmp_path / "broken.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not journal.exists()
+
+
+def test_evaluate_command(trained: tuple[Path, workflow.Outcome], tmp_path: Path) -> None:
+    base, outcome = trained
+    bundle = tmp_path / "run" / "bundle"
+    shutil.copytree(base / "run" / "bundle", bundle)
+    words = [
+        "evaluate",
+        str(bundle),
+        "--data.root",
+        str(base / "images"),
+        "--split",
+        "all",
+        "--out",
+        str(tmp_path / "out"),
+        "--run.bootstrap",
+        "20",
+    ]
+    assert cli.main(toy.DOMAIN, words) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["n"] == 120
+    assert (
+        cli.main(toy.DOMAIN, ["evaluate", str(bundle), "--data.root", str(base / "images"), "--run.bootstrap", "20"])
+        == 0
+    )
+    again = json.loads((read_bundle(bundle).path / "report" / "report.json").read_text())
+    expected = json.loads((outcome.bundle.path / "report" / "report.json").read_text())
+    assert again["macro"]["auroc"]["value"] == pytest.approx(expected["macro"]["auroc"]["value"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["fly"], 2, "'fly' is no command"),
+        (["predict", "nowhere", "x.npy"], 2, "is not a bundle"),
+        (["predict"], 2, "Call it as"),
+        (["train", "--recipe.lrr", "1"], 2, "lrr"),
+        (["train", "--data.root", "nowhere", "--recipe.epochs", "-3"], 2, "epochs"),
+    ],
+)
+def test_errors_are_two_lines_and_a_status(
+    words: list[str], status: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(toy.DOMAIN, words) == status
+    text = capsys.readouterr().err
+    assert message in text and "try:" in text and "Traceback" not in text
+
+
+def test_a_bundle_of_another_domain_is_refused(
+    trained: tuple[Path, workflow.Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, _ = trained
+    other = replace(toy.DOMAIN, name="other")
+    assert cli.main(other, ["predict", str(base / "run" / "bundle"), "x.npy"]) == 2
+    assert "bundle of toy" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""The Vision Transformer core that every domain shares."""

@@ -1,0 +1,205 @@
+"""The commands that every domain shares: train, evaluate, predict. A domain's ``__main__`` adds its own.
+
+Each command is a function of the domain and the words after its name; it returns the exit status.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.table import Table
+
+from vitdomains.core import terminal, workflow
+from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
+from vitdomains.core.configuring import config_from_dict, parse_config, take_overrides
+from vitdomains.core.domain import Domain
+from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
+from vitdomains.core.evaluate import headline
+from vitdomains.core.lint import lint
+from vitdomains.core.manifest import folder_manifest
+from vitdomains.core.predict import Predictor
+from vitdomains.core.process import restart_with_tuned_allocator
+from vitdomains.core.report import terminal_table, write_report
+from vitdomains.core.results import write_predictions
+from vitdomains.core.terminal import console, shown_progress
+
+logger = logging.getLogger(__name__)
+
+Command = Callable[[Domain, list[str]], int]
+
+
+def main(domain: Domain, argv: Sequence[str], more: Mapping[str, Command] | None = None) -> int:
+    """Run ``python -m vitdomains.DOMAIN COMMAND ...`` and return its exit status: 0, 2 for an error, 130 for Ctrl-C."""
+    commands = {**SHARED, **(more or {})}
+    name, rest = (argv[0], list(argv[1:])) if argv else ("--help", [])
+    if name in ("-h", "--help"):
+        _show_commands(domain, commands)
+        return 0
+    try:
+        if name not in commands:
+            raise ConfigError(
+                f"{name!r} is no command of vitdomains.{domain.name}.", hint=f"Use one of {', '.join(commands)}."
+            )
+        if "-h" not in rest and "--help" not in rest:
+            restart_with_tuned_allocator()
+        terminal.set_up_logging()
+        return commands[name](domain, rest)
+    except VitDomainsError as error:
+        terminal.show_error(error)
+        return error.exit_status
+    except KeyboardInterrupt:
+        terminal.messages.print(
+            "stopped; the same command with --resume goes on from the last step saved" if name == "train" else "stopped"
+        )
+        return 130
+
+
+def train(domain: Domain, argv: list[str]) -> int:
+    """Train, calibrate, evaluate and write a bundle."""
+    prog = f"python -m vitdomains.{domain.name} train"
+    config = parse_config(
+        argv, domain.default_config(), prog, description=f"{domain.title}: train a model and write its bundle."
+    )
+    for finding in lint(config, n_images=None, pretrained_size=None, domain=domain.name):
+        logger.warning("recipe: %s = %s: %s (%s)", finding.key, finding.given, finding.reason, finding.reference)
+    with shown_progress() as on_progress:
+        outcome = workflow.train(domain, config, on_progress)
+    console.print(terminal_table(outcome.report))
+    _summarise(domain, outcome)
+    return 0
+
+
+def evaluate(domain: Domain, argv: list[str]) -> int:
+    """Measure a bundle on labelled data; the report goes into the bundle, or to --out."""
+    prog = f"python -m vitdomains.{domain.name} evaluate"
+    options, own = take_overrides(argv, sections=("data", "run"))
+    parser = argparse.ArgumentParser(prog=prog, add_help=False)
+    parser.add_argument("bundle")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test", "all"))
+    parser.add_argument("--out", default="")
+    usage = "BUNDLE [--split train|val|test|all] [--out FOLDER] [--data.KEY VALUE ...]"
+    if "--help" in options or "-h" in options:
+        parse_config(
+            ["--help"],
+            domain.default_config(),
+            f"{prog} {usage}",
+            description=(evaluate.__doc__ or ""),
+            sections=("data", "run"),
+        )
+    words = _parse(parser, own, usage)
+    bundle = _own_bundle(domain, words.bundle)
+    default = config_from_dict(bundle.provenance["config"], check=False)
+    config = parse_config(
+        options,
+        replace(default, run=replace(default.run, dir=str(Path(words.bundle).parent))),
+        prog,
+        sections=("data", "run"),
+    )
+    with shown_progress() as on_progress:
+        report, predictions = workflow.assess(domain, bundle, config.data, words.split, config, on_progress)
+    title = f"{domain.title}: {words.split} split"
+    if words.out:
+        where = Path(words.out)
+        write_report(report, predictions, where, title=title, notice=domain.notice)
+    else:
+        where = bundle.path / "report"
+        update_bundle(
+            bundle,
+            lambda folder: write_report(report, predictions, folder / "report", title=title, notice=domain.notice),
+            metrics=report["macro"],
+        )
+    console.print(terminal_table(report))
+    console.print(f"report: {where / 'report.html'}")
+    return 0
+
+
+def predict(domain: Domain, argv: list[str]) -> int:
+    """Write one row of probabilities a file; bad files get an error in their row."""
+    parser = argparse.ArgumentParser(prog=f"python -m vitdomains.{domain.name} predict", description=predict.__doc__)
+    parser.add_argument("bundle", help="folder that train wrote")
+    parser.add_argument("inputs", nargs="+", help="files and folders; folders are searched to the bottom")
+    parser.add_argument("--out", default="predictions.csv", help=".csv or .parquet (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images a forward pass (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(default: %(default)s)")
+    words = _parse(parser, argv, "BUNDLE FILE_OR_FOLDER ... [--out predictions.csv]")
+    bundle = _own_bundle(domain, words.bundle)
+    records = folder_manifest(words.inputs, domain.extensions, domain.name).table
+    predictor = Predictor(
+        bundle, domain.read_image, precision=words.precision, threads=words.threads, batch_size=words.batch_size
+    )
+    with shown_progress() as on_progress:
+        errors = write_predictions(predictor, list(zip(records["id"], records["path"], strict=True)), Path(words.out),
+                                   lambda done, total: on_progress("predict", done, total, "files"))  # fmt: skip
+    console.print(f"{len(records)} files, {len(errors)} with an error: {words.out}")
+    for error in errors[:5]:
+        console.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+SHARED: dict[str, Command] = {"train": train, "evaluate": evaluate, "predict": predict}
+
+
+def _own_bundle(domain: Domain, path: str) -> Bundle:
+    bundle = read_bundle(path)
+    if bundle.domain != domain.name:
+        raise BundleError(f"{path} is a bundle of {bundle.domain}.", hint=f"Use python -m vitdomains.{bundle.domain}.")
+    return bundle
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], usage: str) -> argparse.Namespace:
+    """``parse_args``, with errors as ours: one line that says how to call it."""
+    parser.exit_on_error = False
+
+    def fail(message: str) -> None:
+        raise ConfigError(f"{parser.prog}: {message}.", hint=f"Call it as: {parser.prog} {usage}")
+
+    parser.error = fail  # type: ignore[assignment, method-assign]
+    return parser.parse_args(argv)
+
+
+def _show_commands(domain: Domain, commands: Mapping[str, Command]) -> None:
+    table = Table(
+        title=f"python -m vitdomains.{domain.name} COMMAND", title_justify="left", show_header=False, box=None
+    )
+    for name, command in commands.items():
+        table.add_row(f"  {name}", (command.__doc__ or "").splitlines()[0])
+    console.print(f"{domain.title}. {domain.notice}".strip())
+    console.print(table)
+    console.print("Every command explains itself with --help.")
+
+
+def _summarise(domain: Domain, outcome: workflow.Outcome) -> None:
+    """Where things are, how good the model is beside its floors, and what to type next."""
+    bundle, report = outcome.bundle, outcome.report
+    name, value = headline(report)
+    console.print(f"\n{name} {_interval(value)} on held-out groups")
+    for floor, reached in report.get("floors", {}).items():
+        console.print(f"  floor, {floor:<10} {_interval(reached[name])}")
+    if outcome.fit:
+        console.print(
+            f"  best epoch {outcome.fit.best_epoch + 1}, {outcome.fit.images_per_second:.0f} images/s in training"
+        )
+    if outcome.skipped:
+        console.print(f"  {len(outcome.skipped)} images could not be read: {bundle.path.parent / 'skipped.csv'}")
+    console.print(f"\nbundle    {bundle.path}")
+    console.print(f"report    {bundle.path / 'report' / 'report.html'}")
+    console.print(f"pictures  {bundle.path / 'report' / 'plots'}")
+    console.print("\nnext:")
+    console.print(f"  python -m vitdomains.{domain.name} predict {bundle.path} FILE_OR_FOLDER --out predictions.csv")
+    console.print(f"  python -m vitdomains.{domain.name} evaluate {bundle.path} --split val")
+    if domain.notice:
+        console.print(f"\n{domain.notice}")
+
+
+def _interval(value: Mapping[str, float | None]) -> str:
+    if value.get("value") is None:
+        return "n/a"
+    low, high = value.get("low"), value.get("high")
+    return f"{value['value']:.3f}" + (
+        f" (95 % {low:.3f} to {high:.3f})" if low is not None and high is not None else ""
+    )

@@ -1,0 +1,103 @@
+"""The door of the explanations: ``explain`` turns a model and images into heat maps on the input grid, by any method."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitdomains.core.errors import ExplainError
+from vitdomains.core.explain.gradcam import gradcam, occlusion
+from vitdomains.core.explain.relevance import gradient_relevance, gradient_rollout, rollout
+
+METHODS: dict[str, Callable[..., Tensor]] = {
+    "rollout": rollout,
+    "gradient_rollout": gradient_rollout,
+    "relevance": gradient_relevance,
+    "gradcam": gradcam,
+    "occlusion": occlusion,
+}
+"""Method by name: (model, images [B,C,H,W], [classes], **options) -> [B,K',h,w]. All but rollout make one map a class."""
+
+CLASS_AGNOSTIC = frozenset({"rollout"})
+
+_PIXELS_AT_ONCE = {"cpu": 384 * 384}  # in one pass; elsewhere sixteen times as many
+_ELSEWHERE = 16 * 384 * 384
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """One map of one image."""
+
+    values: npt.NDArray[np.float32]
+    """[H,W] on the input grid of the model, 0..1 (1: most relevant)."""
+    method: str
+    class_name: str
+    """Empty where the method knows no class."""
+    faithfulness: dict[str, float] | None = None
+    """Deletion score of this map and of a random one, see ``faithfulness.deletion_score``."""
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    method: str = "rollout",
+    classes: Sequence[int] | None = None,
+    *,
+    chunk: int = 0,
+    normalise: bool = True,
+    **options: Any,
+) -> Tensor:
+    """Heat maps on the input grid.
+
+    Args:
+        model: A classifier that returns logits; left as it was.
+        images: [B,C,H,W], float, preprocessed as the model takes them.
+        method: A key of ``METHODS``.
+        classes: Class indices, one map each; all if None. Rollout makes one map whatever the classes.
+        chunk: Images in one pass of the backbone; 0: by the image size. It bounds the memory, and changes no value.
+        normalise: Bring each map to 0..1 by its own minimum and maximum (a constant map becomes zero).
+        **options: Of the method.
+
+    Returns:
+        [B,K',H,W], float32; K' = 1 for rollout.
+
+    Raises:
+        ExplainError: Unknown method or option, images of another shape, or the method does not fit the model.
+    """
+    if method not in METHODS:
+        raise ExplainError(f"Unknown method {method!r}.", hint=f"It is one of {', '.join(METHODS)}.")
+    if images.dim() != 4 or not images.is_floating_point() or len(images) == 0:
+        raise ExplainError(
+            f"Images of shape {tuple(images.shape)} and type {images.dtype}.", hint="Give floats [B,C,H,W]."
+        )
+    allowed = [name for name, p in inspect.signature(METHODS[method]).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(options) - set(allowed))
+    if unknown:
+        raise ExplainError(
+            f"Method {method} has no option {', '.join(unknown)}.", hint=f"It has {', '.join(allowed) or 'none'}."
+        )
+    height, width = images.shape[-2:]
+    chunk = chunk or max(1, _PIXELS_AT_ONCE.get(images.device.type, _ELSEWHERE) // (height * width))
+    maps = []
+    for part in images.split(chunk):
+        arguments = (model, part) if method in CLASS_AGNOSTIC else (model, part, classes)
+        found = METHODS[method](*arguments, **options).float()
+        maps.append(F.interpolate(found, (height, width), mode="bilinear", align_corners=False))
+    heat = torch.cat(maps)
+    return unit_range(heat) if normalise else heat
+
+
+def unit_range(heat: Tensor) -> Tensor:
+    """Each map [...,H,W] to 0..1 by its own minimum and maximum; a constant or non-finite map becomes zero."""
+    low, high = heat.amin((-2, -1), keepdim=True), heat.amax((-2, -1), keepdim=True)
+    span = high - low
+    usable = torch.isfinite(span) & (span > 0)
+    return torch.where(usable, (heat - low) / span.where(usable, torch.ones_like(span)), torch.zeros_like(heat))

@@ -1,0 +1,181 @@
+"""What the loop is fed: batches of images, or the output of the frozen lower blocks, computed once.
+
+Between the data set and ``fit``. Both feeds have one shape, so the loop knows no difference: an iterator of
+``(inputs, targets, ids)`` and the part of the model that takes these inputs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitdomains.core.cache import file_key
+from vitdomains.core.config import Config
+from vitdomains.core.dataset import Batch, ImageDataset
+from vitdomains.core.errors import ConfigError
+from vitdomains.core.features import split_frozen
+from vitdomains.core.loading import batches
+from vitdomains.core.manifest import take
+from vitdomains.core.preprocess import PreprocessSpec, normalise
+from vitdomains.core.process import has_fast_bf16
+from vitdomains.core.tokens import Tokens, TokenStore
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """``train(epoch, size, start)`` and ``val(size)`` iterate batches; ``forward(module)`` takes their inputs to logits."""
+
+    train: Callable[[int, int, int], Iterator[Batch]]
+    val: Callable[[int], Iterator[Batch]]
+    forward: Callable[[nn.Module], Forward]
+    steps_per_epoch: int
+
+
+def steps_per_epoch(n_images: int, batch_size: int, world: int = 1) -> int:
+    """Whole batches in one epoch on each device (at least one: a short last batch is left out only where others exist)."""
+    return max(1, n_images // (batch_size * world))
+
+
+def image_feed(
+    train: ImageDataset,
+    val: ImageDataset,
+    spec: PreprocessSpec,
+    config: Config,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> Feed:
+    """Batches of images from the cache, normalised on the device."""
+    recipe, run = config.recipe, config.run
+    steps = steps_per_epoch(len(train), recipe.batch_size, world)
+
+    def train_batches(epoch: int, size: int, start: int) -> Iterator[Batch]:
+        return batches(
+            train, recipe.batch_size, shuffle=True, seed=run.seed, epoch=epoch, workers=run.workers, start=start,
+            drop_last=len(train) >= recipe.batch_size * world, rank=rank, world=world,
+            repeats=recipe.repeated_augmentation, size=size,
+        )  # fmt: skip
+
+    def val_batches(size: int) -> Iterator[Batch]:
+        return batches(val, recipe.batch_size, shuffle=False, seed=0, epoch=0, workers=run.workers, size=size)
+
+    def forward(module: nn.Module) -> Forward:
+        return lambda images: module(normalise(images.to(device, non_blocking=True), spec))
+
+    return Feed(train_batches, val_batches, forward, steps)
+
+
+def frozen_feed(
+    model: nn.Module,
+    train: ImageDataset,
+    val: ImageDataset,
+    spec: PreprocessSpec,
+    config: Config,
+    folder: Path,
+    device: torch.device,
+) -> Feed:
+    """Tokens after the frozen blocks, for ``frozen_cache_views`` augmented views of each training image.
+
+    Epoch ``e`` trains on view ``e mod views``. The tokens stay as float16 in ``folder``, so that a second run with the
+    same images and frozen weights starts at once.
+
+    Raises:
+        ConfigError: The model has no frozen lower part, or the recipe mixes or resizes images, which cached tokens cannot do.
+    """
+    recipe, run = config.recipe, config.run
+    split = split_frozen(model)
+    if split is None:
+        raise ConfigError(
+            f"recipe.frozen_cache_views = {recipe.frozen_cache_views}, but no lower blocks of {config.model.name} are frozen.",
+            hint="Set model.freeze to a count or share of blocks (e.g. 0.5), or recipe.frozen_cache_views to 0.",
+        )
+    if recipe.mixup or recipe.cutmix or recipe.progressive_sizes or run.devices * run.num_nodes > 1:
+        raise ConfigError(
+            "recipe.frozen_cache_views cannot go with MixUp, CutMix, progressive sizes or several devices.",
+            hint="Switch those off, or set recipe.frozen_cache_views to 0.",
+        )
+    weights = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            weights.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
+    lower = split[0]
+    # View 0 is the image as validation sees it; the others are augmented.
+    views = [
+        _tokens(lower, train, spec, config, folder, device, weights.hexdigest(), v)
+        for v in range(recipe.frozen_cache_views)
+    ]
+    held_out = _tokens(lower, val, spec, config, folder, device, weights.hexdigest(), 0)
+    steps = steps_per_epoch(len(train), recipe.batch_size)
+
+    def rows(tokens: Tokens, dataset: ImageDataset, order: np.ndarray) -> Iterator[Batch]:
+        for first in range(0, len(order), recipe.batch_size):
+            chosen = np.sort(order[first : first + recipe.batch_size])  # the file is read forwards
+            yield (
+                torch.from_numpy(tokens[chosen]).to(device).float(),
+                torch.from_numpy(dataset.targets[chosen]),
+                [dataset.ids[i] for i in chosen],
+            )
+
+    def train_batches(epoch: int, size: int, start: int) -> Iterator[Batch]:
+        order = np.random.default_rng([run.seed, epoch]).permutation(len(train))
+        return rows(views[epoch % len(views)], train, order[start * recipe.batch_size : steps * recipe.batch_size])
+
+    def forward(module: nn.Module) -> Forward:
+        parts = split_frozen(module)
+        assert parts is not None  # it is the model above, or its moving average
+        return parts[1]
+
+    return Feed(train_batches, lambda size: rows(held_out, val, np.arange(len(val))), forward, steps)
+
+
+def _tokens(
+    lower: Forward,
+    dataset: ImageDataset,
+    spec: PreprocessSpec,
+    config: Config,
+    folder: Path,
+    device: torch.device,
+    weights: str,
+    view: int,
+) -> Tokens:
+    """Tokens of one view of a data set; what an earlier run left in ``folder`` is not computed again."""
+    augmented, recipe = view > 0, config.recipe
+    how = (recipe.augment, recipe.randaugment_magnitude, recipe.erasing, config.run.seed) if augmented else ()
+    store = TokenStore(folder, hashlib.sha256(repr((weights, spec, view, how)).encode()).hexdigest()[:16])
+    keys = [file_key(path, "tokens").hex() for path in dataset.paths]  # a file that changed is another image
+    missing = [i for i, key in enumerate(keys) if key not in store]
+    if missing:
+        augment = dataset.augment if augmented else None
+        source = ImageDataset(
+            take(dataset.manifest, missing),
+            dataset.read_image,
+            spec,
+            cache=dataset.cache,
+            augment=augment,
+            seed=dataset.seed,
+        )
+        done = 0
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or has_fast_bf16()),
+        ):
+            for images, _, _ in batches(
+                source, recipe.batch_size, shuffle=False, seed=config.run.seed, epoch=view, workers=config.run.workers
+            ):
+                tokens = lower(normalise(images.to(device), spec)).to("cpu", torch.float16).numpy()
+                store.append([keys[i] for i in missing[done : done + len(tokens)]], tokens)
+                done += len(tokens)
+                logger.log(logging.INFO if done % (10 * recipe.batch_size) == 0 or done == len(missing) else logging.DEBUG,
+                           "frozen blocks, view %d: %d of %d images", view, done, len(missing))  # fmt: skip
+    return store.select(keys)

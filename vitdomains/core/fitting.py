@@ -1,0 +1,119 @@
+"""Weights into a model: what fits is loaded, what does not is said, and too little is an error."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from torch import nn
+
+from vitdomains.core import checkpoints
+from vitdomains.core.checkpoints import State
+from vitdomains.core.config import Model
+from vitdomains.core.errors import WeightsError
+from vitdomains.core.features import layer_ids
+from vitdomains.core.weights import WeightsFile
+
+_log = logging.getLogger(__name__)
+ENOUGH = 0.9  # share of the parameters outside the head that a file must fill
+
+
+def load_into(model: nn.Module, state: State, spec: Model, file: WeightsFile) -> None:
+    """Load ``state``, as read, into the ViT written here or a timm model, in place, and log what did not fit.
+
+    Positions are resampled, the first convolution is adapted to ``spec.channels``, a head of another size is left new.
+
+    Raises:
+        WeightsError: Less than 90 % of the parameters outside the head are filled, and ``spec.allow_partial`` is false.
+    """
+    own = model.state_dict()
+    state = checkpoints.canonical(state)
+    if checkpoints.is_vit(state) and "pos_embed" in own and own["pos_embed"].ndim == 3:
+        state = checkpoints.resample_state(state, own["pos_embed"].shape, own["patch_embed.proj.weight"].shape)
+    elif convert := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
+        state = dict(convert(state, model))
+    state = _adapt_first_convolution(state, own, spec.channels)
+    fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    depth = layer_ids(model)
+    head = {name for name in own if depth.get(name) == max(depth.values())}
+    others = sorted(name for name in state if name not in own and not name.startswith(("head", "classifier", "fc.")))
+    _report(spec, file, own, {name for name in own if name not in fits}, head, others)
+    model.load_state_dict(fits, strict=False)
+
+
+def _adapt_first_convolution(state: State, own: State, channels: int) -> State:
+    for name, value in own.items():
+        given = state.get(name)
+        if value.ndim == 4 and given is not None and given.ndim == 4 and value.shape != given.shape:
+            if value.shape[1] == channels and (value.shape[0], value.shape[2:]) == (given.shape[0], given.shape[2:]):
+                _log.info("%s: %d input channels made from %d", name, channels, given.shape[1])
+                return {**state, name: checkpoints.adapt_channels(given.float(), channels)}
+            break
+    return state
+
+
+def _report(spec: Model, file: WeightsFile, own: State, absent: set[str], head: set[str], others: list[str]) -> None:
+    """Say what of the model the file did not fill, and stop below 90 %."""
+    if absent & head:
+        _log.info("%s: the head is new; %s has none of this size", spec.name, file.path.name)
+    body = {name: value.numel() for name, value in own.items() if name not in head}
+    lacking = sorted(absent - head)
+    share = 1 - sum(body[name] for name in lacking) / max(1, sum(body.values()))
+    if not lacking and not others:
+        return
+    found = (
+        f"{file.path} fills {share:.1%} of {spec.name}; "
+        f"missing or of another shape: {_listed(lacking)}; unused: {_listed(others)}"
+    )
+    if share < ENOUGH and not spec.allow_partial:
+        raise WeightsError(f"{found}.", hint="Check that model.name fits the file, or set model.allow_partial to true.")
+    _log.warning(found)
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "nothing") + more
+
+
+def load_transformers(model: nn.Module, state: State, spec: Model, file: WeightsFile) -> nn.Module:
+    """Load ``state`` into a transformers classifier, which renames older names by itself; returns the loaded model.
+
+    Raises:
+        WeightsError: As ``load_into``.
+    """
+    from transformers.utils import logging as their_logging
+
+    own: State = model.state_dict()
+    for name, value in list(state.items()):
+        target = next((own[key] for key in own if key.endswith(name) or name.endswith(key)), None)
+        if target is None or target.shape == value.shape:
+            continue
+        if name.endswith("embeddings.position_embeddings"):
+            prefix = 2 if model.config.model_type == "deit" else 1  # type: ignore[union-attr]
+            state = checkpoints.resample_positions_of(state, name, target.shape, prefix)
+        elif name.endswith("patch_embeddings.projection.weight") and target.shape[2:] == value.shape[2:]:
+            state = {**state, name: checkpoints.adapt_channels(value.float(), spec.channels)}
+    quiet: Any = their_logging
+    verbosity, bars = quiet.get_verbosity(), quiet.is_progress_bar_enabled()
+    quiet.set_verbosity_error()
+    quiet.disable_progress_bar()
+    try:
+        loaded, info = type(model).from_pretrained(  # type: ignore[attr-defined]
+            None, config=model.config, state_dict=state, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    finally:
+        quiet.set_verbosity(verbosity)
+        if bars:
+            quiet.enable_progress_bar()
+    base = f"{model.base_model_prefix}."
+    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
+    _report(
+        spec,
+        file,
+        own,
+        absent & own.keys(),
+        {name for name in own if not name.startswith(base)},
+        sorted(info["unexpected_keys"]),
+    )
+    return loaded.train()  # type: ignore[no-any-return]

@@ -1,0 +1,333 @@
+"""The table of records that every other room works on: one row an image, one column a class with 1, 0 or NaN.
+
+Unknown is a value of its own (NaN) and stays one through merging, training and metrics. On disk a class column carries
+the prefix ``label:`` and a path is written relative to the table's folder, so a data set can move with its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from vitdomains.core import checks
+from vitdomains.core.errors import ManifestError
+
+FIXED = ("id", "path", "group", "split")
+SPLITS = ("train", "val", "test", "")
+LABEL_PREFIX = "label:"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of records and the names of its classes.
+
+    Attributes:
+        table: Columns ``id`` (str, unique), ``path`` (str, absolute), ``group`` (str: patient, scene), ``split``
+            (``train``, ``val``, ``test`` or empty), one float column a class (1, 0, NaN), then any further columns
+            (``sex``, ``age``, ``view``, ...). The index is 0..N-1.
+        classes: Names of the class columns, in the order of the model's outputs.
+        name: Name of the data card, e.g. ``nih_chestxray14``.
+    """
+
+    table: pd.DataFrame
+    classes: tuple[str, ...]
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        absent = [c for c in (*FIXED, *self.classes) if c not in self.table.columns]
+        if absent:
+            raise ManifestError(
+                f"The manifest has no column {', '.join(absent)}; it has {', '.join(map(str, self.table.columns))}.",
+                hint="Add the column, or map it in the source's `columns`.",
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise ManifestError(f"A class is named twice: {', '.join(self.classes)}.", hint="Name each class once.")
+        if not isinstance(self.table.index, pd.RangeIndex) or self.table.index.start != 0 or self.table.index.step != 1:
+            object.__setattr__(self, "table", self.table.reset_index(drop=True))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+
+def make_manifest(
+    ids: Sequence[str],
+    paths: Sequence[str],
+    groups: Sequence[str],
+    classes: Sequence[str],
+    targets: npt.ArrayLike,
+    *,
+    splits: Sequence[str] | None = None,
+    extra: pd.DataFrame | None = None,
+    name: str = "",
+) -> Manifest:
+    """A manifest from parallel columns.
+
+    Args:
+        ids, paths, groups: One string a record; ``paths`` absolute.
+        classes: K names.
+        targets: [N, K] of 1, 0, NaN.
+        splits: One of ``train``, ``val``, ``test``, empty a record; None: all empty.
+        extra: Further columns, N rows.
+        name: Name of the data card.
+    """
+    values = np.asarray(targets, dtype=np.float32).reshape(len(ids), len(classes))
+    head = pd.DataFrame(
+        {
+            "id": pd.Series(ids, dtype="str"),
+            "path": pd.Series(paths, dtype="str"),
+            "group": pd.Series(groups, dtype="str"),
+            "split": pd.Series(list(splits) if splits is not None else [""] * len(ids), dtype="str"),
+        }
+    )
+    parts = [head, pd.DataFrame(values, columns=list(classes))]
+    if extra is not None:
+        parts.append(extra.reset_index(drop=True))
+    return Manifest(pd.concat(parts, axis=1), tuple(classes), name)
+
+
+def labels(m: Manifest) -> npt.NDArray[np.float32]:
+    """The targets, float32 [N, K], NaN where unknown."""
+    return m.table[list(m.classes)].to_numpy(dtype=np.float32).reshape(len(m), len(m.classes))
+
+
+def take(m: Manifest, rows: npt.ArrayLike) -> Manifest:
+    """The rows at these positions (integers) or where the mask (bool [N]) is true, in that order."""
+    chosen = np.asarray(rows)
+    positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+    return replace(m, table=m.table.iloc[positions].reset_index(drop=True))
+
+
+def subset(m: Manifest, split: str) -> Manifest:
+    """The rows of one split; may be empty."""
+    if split not in SPLITS:
+        raise ManifestError(f"Unknown split {split!r}.", hint=f"Allowed: {', '.join(SPLITS[:3])}, or empty.")
+    return take(m, m.table["split"].to_numpy(dtype=object) == split)
+
+
+def with_split(m: Manifest, splits: Sequence[str] | pd.Series | npt.NDArray[Any]) -> Manifest:
+    """The same rows with another ``split`` column (N strings, in row order)."""
+    values = [str(s) for s in splits]
+    if len(values) != len(m):
+        raise ManifestError(f"{len(values)} splits for {len(m)} rows.", hint="Give one split a row.")
+    return replace(m, table=m.table.assign(split=pd.Series(values, dtype="str", index=m.table.index)))
+
+
+def select_classes(m: Manifest, classes: Sequence[str]) -> Manifest:
+    """The same rows with these classes in this order; a class that the manifest lacks becomes a column of NaN."""
+    values = {c: m.table[c] if c in m.classes else np.full(len(m), np.nan, dtype=np.float32) for c in classes}
+    further = [c for c in m.table.columns if c not in FIXED and c not in m.classes and c not in values]
+    table = pd.concat([m.table[list(FIXED)], pd.DataFrame(values, index=m.table.index), m.table[further]], axis=1)
+    return replace(m, table=table, classes=tuple(classes))
+
+
+def merge(parts: Sequence[Manifest]) -> Manifest:
+    """Several manifests in one: the union of their classes, NaN where a part does not annotate one.
+
+    With more than one part, groups are prefixed by the part's name, since two publishers may number their patients
+    alike; ids only where they collide. A column ``source`` names the part.
+    """
+    if not parts:
+        raise ManifestError("No source to merge.", hint="List at least one under `data.sources`.")
+    if len(parts) == 1:
+        return parts[0]
+    classes = tuple(dict.fromkeys(c for part in parts for c in part.classes))
+    names = _distinct([part.name or "source" for part in parts])
+    owners = pd.concat([pd.Series(part.table["id"].unique()) for part in parts], ignore_index=True)
+    collide = set(owners[owners.duplicated()])
+    tables = []
+    for part, name in zip(parts, names, strict=True):
+        table = select_classes(part, classes).table
+        ids = table["id"].where(~table["id"].isin(collide), name + "/" + table["id"])
+        # One data set listed twice (two filters, say) keeps one patient list: the prefix is its name, not its number.
+        owner = part.name or "source"
+        table = table.assign(id=ids, group=owner + "/" + table["group"], source=owner)
+        tables.append(table)
+    joined = pd.concat(tables, ignore_index=True)
+    further = [c for c in joined.columns if c not in FIXED and c not in classes]
+    label = "+".join(dict.fromkeys(part.name for part in parts if part.name))
+    return Manifest(joined[[*FIXED, *classes, *further]], classes, label)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names made unique by a running number, so that one data set listed twice stays two sources."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+    return result
+
+
+def manifest_hash(m: Manifest) -> str:
+    """sha256 over ids, groups, splits, classes and labels, in row order; where the files lie plays no part."""
+    digest = hashlib.sha256("\x1f".join(m.classes).encode())
+    for column in ("id", "group", "split"):
+        digest.update(b"\x1e" + "\x1f".join(m.table[column].astype(str)).encode())
+    codes = np.nan_to_num(labels(m), nan=2.0).astype(np.uint8)
+    digest.update(b"\x1e" + codes.tobytes())
+    return digest.hexdigest()
+
+
+def validate(m: Manifest, *, check_files: bool = True, require_positives: bool = True) -> None:
+    """Check everything that can be known before a single image is read.
+
+    Args:
+        m: The manifest.
+        check_files: Look for every file (by listing folders: about a second for 100,000 files).
+        require_positives: A class without a positive in the training split (in the whole table where nothing is split
+            yet) is an error.
+
+    Raises:
+        ManifestError: All problems found, listed at once: no rows, missing files (counted, first five named), duplicate
+            ids, rows without a group, a group in two splits, one file in two splits, an unknown split, a class without
+            positives, labels other than 1, 0 and NaN.
+    """
+    problems = checks.table_problems(m.table, m.classes, SPLITS, require_positives=require_positives)
+    if check_files:
+        problems += checks.missing_files(m.table["path"])
+    checks.raise_problems(m.name, len(m), problems)
+
+
+def check_splits(m: Manifest) -> None:
+    """Raise a ManifestError where a group or a file is in two splits, or a split has an unknown name."""
+    checks.raise_problems(m.name, len(m), checks.split_problems(m.table, SPLITS))
+
+
+def write_manifest(m: Manifest, path: str | Path) -> Path:
+    """Write as ``.csv`` or ``.parquet``, atomically; paths under the file's folder become relative to it.
+
+    Raises:
+        ManifestError: The name ends in neither.
+    """
+    target = Path(path)
+    kind = _kind(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    base = target.parent.resolve()
+    table = m.table.rename(columns={c: LABEL_PREFIX + c for c in m.classes})
+    table = table.assign(path=pd.Series([_relative(p, base) for p in m.table["path"]], dtype="str"))
+    handle, temporary = tempfile.mkstemp(dir=base, prefix=f".{target.name}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        if kind == "csv":
+            table.to_csv(temporary, index=False)
+        else:
+            table.attrs = {}
+            table.to_parquet(temporary, index=False)
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return target
+
+
+def read_manifest(path: str | Path, *, name: str = "") -> Manifest:
+    """Read what ``write_manifest`` wrote; relative paths are taken from the file's folder.
+
+    Args:
+        path: A ``.csv`` or ``.parquet`` file.
+        name: Name of the data card; empty: the name of the file's folder.
+
+    Raises:
+        ManifestError: No such file, another format, a fixed column missing, or a label that is no number.
+    """
+    source = Path(path)
+    kind = _kind(source)
+    if not source.is_file():
+        raise ManifestError(f"No manifest at {source}.", hint="Check the path.")
+    if kind == "csv":
+        text = [*FIXED, "sex", "view", "age_band"]
+        header = pd.read_csv(source, nrows=0).columns
+        kinds = {c: "str" for c in text if c in header}
+        # Only the empty cell is missing: an id may well read "NA".
+        table = pd.read_csv(source, dtype=kinds, low_memory=False, keep_default_na=False, na_values=[""])
+    else:
+        table = pd.read_parquet(source)
+    classes = tuple(str(c)[len(LABEL_PREFIX) :] for c in table.columns if str(c).startswith(LABEL_PREFIX))
+    table = table.rename(columns={LABEL_PREFIX + c: c for c in classes})
+    m = Manifest(table, classes, name or source.resolve().parent.name)
+    base = source.parent.resolve()
+    fixed = {c: m.table[c].fillna("").astype("str") for c in FIXED}
+    fixed["path"] = pd.Series([os.path.normpath(base / p) if p else "" for p in fixed["path"]], dtype="str")
+    try:
+        values = {c: m.table[c].astype(np.float32) for c in classes}
+    except (TypeError, ValueError) as error:
+        raise ManifestError(
+            f"{source}: a label is not a number ({error}).", hint="Use 1, 0, or an empty cell for unknown."
+        ) from error
+    return replace(m, table=m.table.assign(**fixed, **values))
+
+
+def folder_manifest(
+    inputs: str | Path | Iterable[str | Path], extensions: Sequence[str] = (), name: str = "folder"
+) -> Manifest:
+    """Images without labels, for prediction: files as given, folders searched recursively and sorted within.
+
+    Args:
+        inputs: Files and folders, in the order of the wanted output. A file is taken whatever its ending, and also where it
+            is missing among others: reading it is what fails, in its own row.
+        extensions: Endings that count in a folder, e.g. ``(".dcm", ".png")``, case ignored; ``""``: files without one;
+            nothing at all: every file.
+        name: Name of the manifest.
+
+    Returns:
+        A manifest without classes; ``id`` is the path as it was reached from the input, made unique; each file is
+        its own group.
+
+    Raises:
+        ManifestError: None of the inputs exists, or nothing was found at all.
+    """
+    given = [inputs] if isinstance(inputs, (str, Path)) else list(inputs)
+    wanted = tuple(e.lower() if e.startswith(".") or not e else f".{e.lower()}" for e in extensions)
+    if given and not any(Path(entry).exists() for entry in given):
+        raise ManifestError(f"{given[0]} does not exist.", hint="Give image files, or folders of them.")
+    found: dict[str, str] = {}
+    for entry in map(Path, given):
+        files = _walk(entry, wanted) if entry.is_dir() else [entry]
+        for file in files:
+            found.setdefault(str(file), os.path.abspath(file))
+    if not found:
+        where = ", ".join(map(str, given)) or "nothing"
+        ends = ", ".join(e or "no ending" for e in wanted) or "any ending"
+        raise ManifestError(f"No image in {where} ({ends}).", hint="Check the folder and the endings of its files.")
+    ids = list(found)
+    return make_manifest(ids, list(found.values()), ids, (), np.empty((len(ids), 0)), name=name)
+
+
+def _walk(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    for base, folders, files in os.walk(folder):
+        folders[:] = sorted(d for d in folders if not d.startswith("."))
+        for file in sorted(files):
+            if not file.startswith(".") and (not endings or _ends(file, endings)):
+                yield Path(base) / file
+
+
+def _ends(file: str, endings: tuple[str, ...]) -> bool:
+    """Whether the ending counts; a number is none, for DICOM files are often named by their UID (1.2.840.113619)."""
+    bare = not Path(file).suffix[1:].strip("0123456789")
+    return file.lower().endswith(tuple(e for e in endings if e)) or (bare and "" in endings)
+
+
+def _kind(path: Path) -> str:
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in ("csv", "parquet"):
+        raise ManifestError(f"{path}: a manifest is .csv or .parquet.", hint="Change the file's ending.")
+    return kind
+
+
+def _relative(path: str, base: Path) -> str:
+    """``path`` from ``base`` where it lies below, else as it is."""
+    try:
+        return Path(os.path.abspath(path)).relative_to(base).as_posix() if path else ""
+    except ValueError:
+        return path

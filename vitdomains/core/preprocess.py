@@ -1,0 +1,242 @@
+"""The door that every image passes, in training and ever after: one description of size, padding and scale.
+
+``prepare`` turns a decoded image into the fixed-size array that is cached, ``normalise`` turns a batch of those into
+what the model takes, and ``geometry`` says where a pixel of the model's input lies in the original. All three read
+nothing but a ``PreprocessSpec``, which travels in the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from vitdomains.core.errors import ConfigError
+
+Resize = Literal["letterbox", "crop", "squash"]
+Storage = Literal["uint8", "float32"]
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class PreprocessSpec:
+    """How an image becomes the input of a model; serialisable, part of the bundle."""
+
+    height: int
+    """Height of the model's input, pixels."""
+    width: int
+    """Width of the model's input, pixels."""
+    resize: Resize
+    """letterbox: whole image, padded; crop: the largest centred part that fits; squash: aspect ratio not kept."""
+    channels: int
+    """Channels that the model takes; a grey image is repeated to them as the very last step."""
+    mean: tuple[float, ...]
+    """Mean that is subtracted, one or one per channel, in units of the image (0..1 for uint8 storage)."""
+    std: tuple[float, ...]
+    """Standard deviation that is divided by, one or one per channel, in the same units."""
+    storage: Storage = "uint8"
+    """Type in which a prepared image is kept: uint8 (0..1 rounded to 256 levels) or float32 (any scale)."""
+    fill: float = 0.0
+    """Value of padding and of non-finite pixels, in units of the image."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
+        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        for name, allowed in (("resize", get_args(Resize)), ("storage", get_args(Storage))):
+            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
+        for name in ("height", "width", "channels"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            _require(len(value) in (1, self.channels), name, value, f"1 or {self.channels} numbers")
+            _require(bool(np.isfinite(value).all()), name, value, "finite")
+        _require(min(self.std) > 0, "std", self.std, "above 0")
+        _require(bool(np.isfinite(self.fill)), "fill", self.fill, "finite")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A dictionary of JSON types."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PreprocessSpec:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or a value is impossible.
+        """
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        missing = sorted(known - {"storage", "fill"} - set(values))
+        if unknown or missing:
+            raise ConfigError(
+                f"Preprocessing with unknown keys {unknown} and missing keys {missing}.",
+                hint=f"The keys are {', '.join(f.name for f in fields(cls))}.",
+            )
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"Preprocessing has a value of the wrong type: {error}.") from error
+
+
+def _require(holds: bool, key: str, value: object, allowed: str) -> None:
+    if not holds:
+        raise ConfigError(f"Preprocessing: {key} is {value!r}.", hint=f"It has to be {allowed}.")
+
+
+def resized_spec(spec: PreprocessSpec, size: int | tuple[int, int]) -> PreprocessSpec:
+    """The same preprocessing at another size: pixels, one number for a square or (height, width)."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return replace(spec, height=height, width=width)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which part of the original lands in which part of the input; pixels, (y, x, height, width)."""
+
+    source: tuple[int, int, int, int]
+    target: tuple[int, int, int, int]
+
+
+def _layout(spec: PreprocessSpec, shape: tuple[int, int]) -> _Layout:
+    height, width = shape
+    if height < 1 or width < 1:
+        raise ConfigError(f"An image of {height} x {width} pixels cannot be resized.", hint="Check the reader.")
+    source, target = (0, 0, height, width), (0, 0, spec.height, spec.width)
+    if spec.resize == "letterbox":
+        scale = min(spec.height / height, spec.width / width)
+        inner_h = min(max(round(height * scale), 1), spec.height)
+        inner_w = min(max(round(width * scale), 1), spec.width)
+        target = ((spec.height - inner_h) // 2, (spec.width - inner_w) // 2, inner_h, inner_w)
+    elif spec.resize == "crop":
+        # Cropping comes before resizing: a strip of 10 x 100,000 pixels never becomes a huge intermediate.
+        crop_h = min(max(round(width * spec.height / spec.width), 1), height)
+        crop_w = min(max(round(height * spec.width / spec.height), 1), width)
+        source = ((height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w)
+    return _Layout(source, target)
+
+
+def resize_array(image: Array, height: int, width: int) -> Array:
+    """Resize [H, W] or [H, W, C] so that pixel areas, not pixel centres, correspond: no shift at any scale.
+
+    Each axis that shrinks is averaged over the area that a new pixel covers (no aliasing); each axis that grows is
+    interpolated linearly (no overshoot, so the range is kept).
+    """
+    if image.ndim == 3 and image.shape[2] > 4:  # cv2 averages at most four channels at once
+        bands = [resize_array(image[:, :, c], height, width) for c in range(image.shape[2])]
+        return np.stack(bands, axis=-1)
+    image = np.ascontiguousarray(image)
+    shrunk = (min(image.shape[1], width), min(image.shape[0], height))  # cv2 counts (x, y)
+    if shrunk != (image.shape[1], image.shape[0]):
+        image = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA)
+    if shrunk != (width, height):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image
+
+
+def prepare(image: Array, spec: PreprocessSpec) -> Array:
+    """Bring a decoded image to the input size and the storage type.
+
+    Args:
+        image: [H, W] (grey) or [H, W, C]; float in 0..1 (any scale with float32 storage) or uint8 (0..255 for 0..1).
+            Non-finite pixels count as ``spec.fill``.
+        spec: The preprocessing.
+
+    Returns:
+        [h, w] for a grey image, else [h, w, C], of type ``spec.storage``, C-contiguous and not shared with ``image``.
+
+    Raises:
+        ConfigError: The image is not grey and its channels are not the model's, or it has no pixels.
+        TypeError: The pixels are neither floating point nor uint8.
+    """
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    if image.ndim not in (2, 3):
+        raise ConfigError(f"An image of shape {image.shape} is neither [H, W] nor [H, W, C].", hint="Check the reader.")
+    if image.ndim == 3 and image.shape[2] != spec.channels:
+        raise ConfigError(
+            f"The image has {image.shape[2]} channels, the model takes {spec.channels}.",
+            hint="Set model.channels, or give the reader the bands that the model knows.",
+        )
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise TypeError(f"prepare takes float or uint8 pixels, not {image.dtype}: the scale would be a guess")
+    if image.dtype != np.uint8:
+        image = image.astype(np.float32, copy=False)
+    layout = _layout(spec, (image.shape[0], image.shape[1]))
+    y, x, height, width = layout.source
+    part = image[y : y + height, x : x + width]
+    resized = resize_array(part, *layout.target[2:])
+    # Averaging spreads a non-finite pixel, so looking at the small result finds every one in the large original.
+    if image.dtype != np.uint8 and not np.isfinite(resized).all():
+        resized = resize_array(np.where(np.isfinite(part), part, np.float32(spec.fill)), *layout.target[2:])
+    stored = _to_storage(resized, spec.storage)
+    out = np.full((spec.height, spec.width, *image.shape[2:]), _stored_fill(spec), dtype=spec.storage)
+    top, left, inner_h, inner_w = layout.target
+    out[top : top + inner_h, left : left + inner_w] = stored
+    return out
+
+
+def _to_storage(image: Array, storage: Storage) -> Array:
+    if storage == "uint8":
+        if image.dtype == np.uint8:
+            return image
+        return np.rint(np.clip(image, 0.0, 1.0) * np.float32(255)).astype(np.uint8)
+    return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
+
+
+def _stored_fill(spec: PreprocessSpec) -> float:
+    return float(np.rint(np.clip(spec.fill, 0.0, 1.0) * 255)) if spec.storage == "uint8" else spec.fill
+
+
+def normalise(batch: Tensor, spec: PreprocessSpec) -> Tensor:
+    """Scale a batch of stored images to what the model takes: (x - mean) / std.
+
+    Args:
+        batch: [B, C', H, W], uint8 (0..255 for 0..1) or float (units of ``spec.mean``); C' is 1 or ``channels``.
+
+    Returns:
+        [B, channels, H, W] float32, on the device of ``batch``.
+
+    Raises:
+        ConfigError: C' is neither 1 nor ``channels``.
+    """
+    if batch.ndim != 4 or batch.shape[1] not in (1, spec.channels):
+        raise ConfigError(
+            f"A batch of shape {tuple(batch.shape)} does not fit a model of {spec.channels} channels.",
+            hint="Batches are [B, C, H, W] with C = 1 or the model's channels.",
+        )
+    unit = 255.0 if batch.dtype == torch.uint8 else 1.0
+    shape = (1, -1, 1, 1)
+    std = torch.tensor(spec.std, dtype=torch.float64)
+    mean = torch.tensor(spec.mean, dtype=torch.float64)
+    scale = (1 / (std * unit)).float().view(shape).to(batch.device)
+    shift = (-mean / std).float().view(shape).to(batch.device)
+    # One pass over the memory; the repetition of a grey channel happens by broadcasting inside it.
+    out = torch.addcmul(shift, batch.float(), scale)
+    return out.expand(-1, spec.channels, -1, -1)
+
+
+def geometry(spec: PreprocessSpec, shape: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Affine map from the model's input to the original image.
+
+    Args:
+        shape: Height and width of the original, pixels.
+
+    Returns:
+        [2, 3] matrix A: (x, y) of the original = A @ (x', y', 1) for (x', y') of the input; integers are pixel centres.
+    """
+    layout = _layout(spec, shape)
+    source_y, source_x, source_h, source_w = layout.source
+    target_y, target_x, target_h, target_w = layout.target
+    step_x, step_y = source_w / target_w, source_h / target_h
+    return np.array(
+        [
+            [step_x, 0.0, source_x + (0.5 - target_x) * step_x - 0.5],
+            [0.0, step_y, source_y + (0.5 - target_y) * step_y - 0.5],
+        ]
+    )

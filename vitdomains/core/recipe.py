@@ -1,0 +1,111 @@
+"""The fine-tuning recipe: parameter groups, schedule, sharpness-aware step, distillation loss.
+
+Between the model and the loop: pure functions of the recipe that ``train.fit`` calls. EMA is timm's ``ModelEmaV3``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitdomains.core.config import Recipe
+from vitdomains.core.features import layer_ids, no_decay_names
+from vitdomains.core.tasks import Task
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """AdamW groups: one per depth and decay, each with its ``lr_scale``.
+
+    The scale of depth ``d`` of ``D`` is ``layer_decay ** (D - d)`` (Clark et al. 2020; Bao et al. 2022), so the head, at
+    depth D, keeps 1 (times ``head_lr_scale``) and the patch embedding gets the least. Weight decay
+    spares what ``no_decay_names`` lists and every parameter of one dimension (bias, norm, LayerScale).
+
+    Returns:
+        Dictionaries with ``params``, ``names``, ``weight_decay`` and ``lr_scale``; frozen parameters are left out.
+    """
+    depth = layer_ids(model)
+    top = max(depth.values())
+    spared = no_decay_names(model)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decays = parameter.ndim > 1 and name not in spared
+        layer = depth[name]
+        scale = recipe.layer_decay ** (top - layer) * (recipe.head_lr_scale if layer == top else 1.0)
+        group = groups.setdefault(
+            (layer, decays),
+            {"params": [], "names": [], "weight_decay": recipe.weight_decay if decays else 0.0, "lr_scale": scale},
+        )
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return [groups[key] for key in sorted(groups)]
+
+
+def learning_rate(step: float, total_steps: int, warmup_steps: float, recipe: Recipe) -> float:
+    """Linear warm-up from zero, then one half cosine from ``lr`` to ``min_lr`` (Loshchilov and Hutter 2017, equation 5)."""
+    if step < warmup_steps:
+        return recipe.lr * (step + 1) / (warmup_steps + 1)
+    done = (step - warmup_steps) / max(1.0, total_steps - warmup_steps)
+    return recipe.min_lr + 0.5 * (recipe.lr - recipe.min_lr) * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def size_at(epoch: int, recipe: Recipe, image_size: int) -> int:
+    """Input size of an epoch under ``progressive_sizes``, pixels."""
+    for until, size in recipe.progressive_sizes:
+        if epoch < until * recipe.epochs:
+            return size
+    return image_size
+
+
+def distillation_loss(task: Task, student: Tensor, teacher: Tensor, recipe: Recipe) -> Tensor:
+    """The teacher's part of the loss for logits [B, K] (Touvron et al. 2021, section 4).
+
+    Hard: the teacher's decision is the label (equation 3). Soft: Kullback-Leibler divergence at temperature tau, times tau
+    squared (equation 2). For independent findings both are taken per finding, with the sigmoid in place of the softmax.
+    """
+    if task.kind == "multilabel":
+        if recipe.distillation == "hard":
+            return F.binary_cross_entropy_with_logits(student, (teacher > 0).to(student.dtype))
+        tau = recipe.distillation_tau
+        target = (teacher / tau).sigmoid()
+        # Cross-entropy less the teacher's own entropy is the divergence; only the first has a gradient.
+        divergence = F.binary_cross_entropy_with_logits(student / tau, target) - F.binary_cross_entropy(target, target)
+        return divergence * tau**2
+    if recipe.distillation == "hard":
+        return F.cross_entropy(student, teacher.argmax(dim=1))
+    tau = recipe.distillation_tau
+    return (
+        F.kl_div(
+            (student / tau).log_softmax(dim=1),
+            (teacher / tau).log_softmax(dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        * tau**2
+    )
+
+
+@torch.no_grad()
+def sam_ascend(optimizer: torch.optim.Optimizer, rho: float) -> list[tuple[Tensor, Tensor]]:
+    """Move every parameter by ``rho`` along the normalised gradient (Foret et al. 2021, equation 2); returns how to undo it."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(p.grad) for p in parameters]))
+    moved = []
+    for parameter in parameters:
+        step = parameter.grad * (rho / (norm + 1e-12))
+        moved.append((parameter, parameter.detach().clone()))
+        parameter.add_(step)
+        parameter.grad = None
+    return moved
+
+
+@torch.no_grad()
+def sam_descend(moved: list[tuple[Tensor, Tensor]]) -> None:
+    """Put the parameters back, exactly, and leave the gradient of the perturbed point on them."""
+    for parameter, value in moved:
+        parameter.copy_(value)

@@ -1,0 +1,92 @@
+"""Predictions as a table on disk: in the order of the input, whole or not at all, and resumed after a stop.
+
+Rows go to a journal beside the output as they come; the same command after a stop reads it and goes on behind its last row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vitdomains.core.checkpoint import write_atomically
+from vitdomains.core.errors import ConfigError
+from vitdomains.core.predict import Prediction, Predictor, Record
+
+
+def write_predictions(
+    predictor: Predictor,
+    records: Sequence[Record],
+    out: Path,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Predict every record and write ``id, path``, one probability column a class, ``labels`` and ``error``.
+
+    Returns:
+        The errors of the files that could not be read.
+
+    Raises:
+        ConfigError: ``out`` is neither .csv nor .parquet.
+    """
+    if out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--out {out} is neither .csv nor .parquet.", hint="Choose one of the two.")
+    journal = out.with_name(f".{out.name}.journal")
+    header = (
+        json.dumps({"bundle": predictor.bundle.id, "files": len(records), "first": records[0], "last": records[-1]})
+        if records
+        else ""
+    )
+    done = _read_journal(journal, header, records)
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    if not done:
+        journal.write_text(header + "\n", encoding="utf-8")
+    with journal.open("a", encoding="utf-8", buffering=1) as handle:
+        for prediction in predictor.predict(records[len(done) :]):
+            done.append(_row(prediction))
+            handle.write(json.dumps(done[-1]) + "\n")
+            on_progress(len(done), len(records))
+    classes = predictor.bundle.classes
+    scores = np.array([row["scores"] or [np.nan] * len(classes) for row in done], dtype=np.float64).reshape(
+        len(done), len(classes)
+    )
+    table = pd.DataFrame({"id": [r["id"] for r in done], "path": [r["path"] for r in done]})
+    table = pd.concat([table, pd.DataFrame(scores, columns=list(classes))], axis=1)
+    table["labels"], table["error"] = ["|".join(r["labels"]) for r in done], [r["error"] for r in done]
+    if out.suffix == ".csv":
+        write_atomically(out, lambda part: table.to_csv(part, index=False, float_format="%.6f"))
+    else:
+        write_atomically(out, lambda part: table.to_parquet(part, index=False))
+    journal.unlink()
+    return [row["error"] for row in done if row["error"]]
+
+
+def _row(prediction: Prediction) -> dict[str, object]:
+    scores = None if prediction.error else [float(s) for s in prediction.scores]
+    return {
+        "id": prediction.id,
+        "path": prediction.path,
+        "scores": scores,
+        "labels": prediction.labels,
+        "error": prediction.error,
+    }
+
+
+def _read_journal(journal: Path, header: str, records: Sequence[Record]) -> list[dict]:  # type: ignore[type-arg]
+    """Whole rows of an earlier try with the same bundle and files; a torn last line does not count and is cut off."""
+    if not journal.exists():
+        return []
+    lines = journal.read_bytes().split(b"\n")
+    if lines[0].decode("utf-8", "replace") != header:
+        return []
+    rows = []
+    for line, record in zip(lines[1:-1], records, strict=False):
+        row = json.loads(line)
+        if (row["id"], row["path"]) != record:
+            return []
+        rows.append(row)
+    with journal.open("r+b") as handle:
+        handle.truncate(sum(len(line) + 1 for line in lines[: len(rows) + 1]))
+    return rows

@@ -1,0 +1,95 @@
+"""What the commands show: log lines, progress with an honest time left, errors in two lines."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from vitdomains.core.errors import VitDomainsError
+
+console = Console()
+"""Results go to standard output."""
+
+messages = Console(stderr=True)
+"""Progress, log lines and errors go to standard error, so that output can be piped."""
+
+OnProgress = Callable[[str, int, int, str], None]
+
+PHASES = {
+    "read": "reading images",
+    "train": "training",
+    "calibrate": "calibrating",
+    "test": "testing",
+    "predict": "predicting",
+    "explain": "explaining",
+}
+
+
+def set_up_logging() -> None:
+    """Log lines of this package on standard error, with the time; warnings of others too."""
+    handler = RichHandler(
+        console=messages,
+        show_path=False,
+        show_level=False,
+        markup=False,
+        highlighter=None,
+        log_time_format="[%H:%M:%S]",
+    )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("vitdomains").setLevel(logging.INFO)
+
+
+@contextmanager
+def shown_progress(every_seconds: float = 10.0) -> Iterator[OnProgress]:
+    """Yields a function to call with (phase, done, total, text): a bar on a terminal, a line every few seconds in a log."""
+    if messages.is_terminal:
+        columns = (
+            TextColumn("{task.description:<16}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}"),
+        )
+        with Progress(*columns, console=messages) as progress:
+            tasks: dict[str, int] = {}
+
+            def bar(phase: str, done: int, total: int, text: str) -> None:
+                if phase not in tasks:
+                    tasks[phase] = progress.add_task(PHASES.get(phase, phase), total=total, text=text)
+                progress.update(tasks[phase], completed=done, total=total, text=text)  # type: ignore[arg-type]
+
+            yield bar
+        return
+    logger = logging.getLogger(__name__)
+    began: dict[str, tuple[float, int]] = {}
+    last = 0.0
+
+    def line(phase: str, done: int, total: int, text: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        started, first = began.setdefault(phase, (now, done - 1))
+        if done < total and now - last < every_seconds:
+            return
+        last = now
+        left = (now - started) / max(1, done - first) * (total - done)
+        logger.info("%s: %d of %d %s, about %s left", PHASES.get(phase, phase), done, total, text, _duration(left))
+
+    yield line
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def show_error(error: VitDomainsError) -> None:
+    """What is wrong, and what to do, without a traceback."""
+    messages.print(f"error: {error.message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    if error.hint:
+        messages.print(f"  try: {error.hint}", markup=False, highlight=False, soft_wrap=True)

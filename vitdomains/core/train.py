@@ -1,0 +1,224 @@
+"""The one training loop. Read ``fit``, then ``train_epoch``, then ``take_step``; nothing else trains.
+
+``Dataset -> batch -> model -> logits -> Task -> loss``, on Lightning Fabric for devices, machines and precision.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vitdomains.core import recipe as recipes
+from vitdomains.core.augment import mix
+from vitdomains.core.checkpoint import load_weights, save_weights
+from vitdomains.core.config import Config
+from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.errors import ConfigError, TrainingError
+from vitdomains.core.feeds import Forward
+from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.session import OnProgress, Session, save, start
+from vitdomains.core.tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """Best validation metric, its epoch, images trained per second, and one row of metrics an epoch."""
+
+    best: float
+    best_epoch: int
+    images_per_second: float
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def fit(
+    model: nn.Module,
+    task: Task,
+    train: ImageDataset,
+    val: ImageDataset,
+    spec: PreprocessSpec,
+    config: Config,
+    *,
+    teacher: Forward | None = None,
+    on_progress: OnProgress = lambda done, total, text: None,
+) -> FitResult:
+    """Train ``model`` in place; it ends with the weights of the best or last epoch (``recipe.keep``), or their moving average.
+
+    Every ``run.save_seconds`` the state goes to ``run.dir/checkpoint``; with ``run.resume`` training goes on from there, to
+    the same end. The best epoch is the one with the highest ``recipe.monitor`` on ``val`` among those at the final image size.
+
+    Args:
+        model: Gives logits [B, K] for [B, C, H, W]; (logits, distillation logits) where ``model.distilled_training`` is set.
+        task: Loss and validation metric.
+        train: Training images, augmented.
+        val: Validation images, not augmented.
+        spec: How a batch of images is normalised for this model.
+        config: The whole configuration; ``recipe`` and ``run`` are used.
+        teacher: Gives the logits to distil from for what the model is fed.
+        on_progress: Called after every step with steps done, steps in all, and a short text.
+
+    Raises:
+        TrainingError: The loss is not finite, or ``run.resume`` meets the state of another run.
+        ConfigError: The recipe asks for a combination that cannot be had.
+    """
+    session = start(model, task, train, val, spec, config, teacher, on_progress)
+    recipe, state, started = config.recipe, session.state, time.monotonic()
+    for epoch in range(state["epoch"], recipe.epochs):
+        size = recipes.size_at(epoch, recipe, spec.height)
+        loss = train_epoch(session, epoch, size)
+        kept = session.ema.module if session.ema else session.model
+        values = validate(kept, session, size)
+        keep_best(session, kept, epoch, size, values)
+        state["history"].append({"epoch": float(epoch), "size": float(size), "loss": loss, **values})
+        shown = "  ".join(f"val {name} {value:.4f}" for name, value in values.items())
+        logger.info("epoch %d/%d  %d px  loss %.4f  %s", epoch + 1, recipe.epochs, size, loss, shown)
+        save(session, epoch + 1, 0)
+        if recipe.early_stopping and epoch - state["best_epoch"] >= recipe.early_stopping:
+            logger.info(
+                "stopped early: %d epochs without a better %s", recipe.early_stopping, recipe.monitor or task.monitor
+            )
+            break
+    if session.log:
+        session.log.close()
+    session.fabric.barrier()
+    model.load_state_dict(load_weights(session.folder / "best.safetensors"))
+    model.eval()
+    return FitResult(
+        state["best"], state["best_epoch"], session.seen / max(1e-9, time.monotonic() - started), state["history"]
+    )
+
+
+def train_epoch(session: Session, epoch: int, size: int) -> float:
+    """One pass over the training images at one size; returns the mean loss of the steps run."""
+    recipe, run, state, steps = session.config.recipe, session.config.run, session.state, session.feed.steps_per_epoch
+    mixing = bool(recipe.mixup or recipe.cutmix) and epoch < recipe.epochs - recipe.mix_off_epochs
+    updates = -(-steps // recipe.accumulate)  # optimiser steps an epoch, in which the schedule counts
+    losses: list[Tensor] = []
+    session.model.train()
+    for step, (inputs, targets, ids) in enumerate(session.feed.train(epoch, size, state["step"]), start=state["step"]):
+        # Dropout is a function of the step, so that a resumed run draws what an unbroken one would have drawn.
+        torch.manual_seed(run.seed * 1_000_003 + state["global_step"] * 1009 + session.fabric.global_rank)
+        rate = recipes.learning_rate(
+            epoch * updates + step // recipe.accumulate, recipe.epochs * updates, recipe.warmup_epochs * updates, recipe
+        )
+        for group in session.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        if mixing:
+            generator = np.random.default_rng([run.seed, epoch, step])
+            inputs, targets = mix(inputs, targets, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=generator)
+        weights = torch.tensor([session.weight_of[i] for i in ids], dtype=torch.float32) if session.weight_of else None
+        last = step + 1 == steps
+        due = last or (step + 1) % recipe.accumulate == 0
+        losses.append(
+            take_step(session, inputs, targets, weights, due, batches_in_group(step, steps, recipe.accumulate))
+        )
+        state["global_step"] += 1
+        session.seen += len(ids)
+        if last or state["global_step"] % run.log_every == 0:
+            loss = finite(torch.stack(losses[-run.log_every :]).mean().item(), state["global_step"], rate)
+            if session.log:
+                session.log.write(
+                    state["global_step"], epoch, {"train/loss": loss, "train/lr": rate, "train/size": float(size)}
+                )
+        session.on_progress(state["global_step"], session.total_steps, f"epoch {epoch + 1}/{recipe.epochs}, {size} px")
+        if due and not last and time.monotonic() - session.saved_at > run.save_seconds:
+            save(session, epoch, step + 1)
+    return torch.stack(losses).mean().item() if losses else math.nan
+
+
+def take_step(
+    session: Session, inputs: Tensor, targets: Tensor, weights: Tensor | None, updates: bool, share: int
+) -> Tensor:
+    """Backward of one batch, its loss divided by ``share``; where ``updates``, the optimiser's step. Returns the loss."""
+    recipe, fabric, optimizer = session.config.recipe, session.fabric, session.optimizer
+    targets = targets.to(fabric.device)
+    weights = weights.to(fabric.device) if weights is not None else None
+
+    def backward() -> Tensor:
+        with fabric.autocast():
+            loss = batch_loss(session, inputs, targets, weights)
+        fabric.backward(loss / share)
+        return loss.detach()
+
+    with fabric.no_backward_sync(session.wrapped, enabled=not updates and fabric.world_size > 1):
+        loss = backward()
+    if updates:
+        if recipe.sam_rho:
+            moved = recipes.sam_ascend(optimizer, recipe.sam_rho)
+            backward()
+            recipes.sam_descend(moved)
+        if recipe.clip_norm:
+            fabric.clip_gradients(session.wrapped, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if session.ema:
+            session.ema.update(session.model, step=session.state["global_step"])
+    return loss
+
+
+def batch_loss(session: Session, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """The task's loss, and the teacher's where there is one."""
+    output: Any = session.forward(inputs)
+    logits, distilled = output if isinstance(output, tuple) else (output, output)
+    loss = session.task.loss(logits.float(), targets, weights)
+    if session.teacher is None:
+        return loss
+    recipe = session.config.recipe
+    with torch.no_grad():
+        taught = session.teacher(inputs).float()
+    distilling = recipes.distillation_loss(session.task, distilled.float(), taught, recipe)
+    return (1 - recipe.distillation_alpha) * loss + recipe.distillation_alpha * distilling
+
+
+@torch.no_grad()
+def validate(module: nn.Module, session: Session, size: int) -> dict[str, float]:
+    """Loss and the task's metrics of ``module`` on the validation images at one size."""
+    module.eval()
+    forward = session.feed.forward(module)
+    logits, targets = [], []
+    for inputs, target, _ in session.feed.val(size):
+        with session.fabric.autocast():
+            logits.append(forward(inputs).float().cpu())
+        targets.append(target)
+    z, y = torch.cat(logits), torch.cat(targets)
+    loss = replace(session.task, label_smoothing=0.0).loss(z, y).item()
+    return {"loss": loss, **session.task.monitored(y.numpy(), session.task.scores(z.numpy()))}
+
+
+def keep_best(session: Session, module: nn.Module, epoch: int, size: int, values: dict[str, float]) -> None:
+    """Keep the weights if they are the best so far, or always; a new image size starts the comparison anew."""
+    state, monitor = session.state, session.config.recipe.monitor or session.task.monitor
+    if monitor not in values:
+        raise ConfigError(
+            f"recipe.monitor = {monitor!r} is not a validation metric.", hint=f"Use one of {', '.join(values)}."
+        )
+    value = -values[monitor] if monitor == "loss" else values[monitor]
+    if session.config.recipe.keep == "last" or size != state["best_size"] or not value <= state["best"]:
+        state.update(best=value, best_epoch=epoch, best_size=size)
+        if session.fabric.is_global_zero:
+            save_weights(session.folder / "best.safetensors", module.state_dict())
+    if session.log:
+        session.log.write(state["global_step"], epoch, {f"val/{name}": v for name, v in values.items()})
+
+
+def batches_in_group(step: int, steps: int, accumulate: int) -> int:
+    """How many batches share the optimiser step of ``step``; the last group of an epoch may be short."""
+    return min(accumulate, steps - step // accumulate * accumulate)
+
+
+def finite(loss: float, step: int, rate: float) -> float:
+    """The loss, or an error that says what usually helps."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"The loss is {loss} at step {step} (learning rate {rate:.2g}).",
+            hint="Lower recipe.lr, lengthen recipe.warmup_epochs, set recipe.clip_norm to 1, or use recipe.precision=fp32.",
+        )
+    return loss

@@ -1,0 +1,250 @@
+"""The main job: a configuration and a domain in, a bundle out.
+
+``Config -> Manifest -> split -> Dataset -> fit -> calibrate -> evaluate -> Bundle``. What the commands ``train`` and
+``evaluate`` do, without the command line.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import platform
+import shutil
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from vitdomains.core import cards
+from vitdomains.core.augment import build_augment
+from vitdomains.core.backbones import build_model, default_mean_std, portable_spec
+from vitdomains.core.bundle import Bundle, write_bundle
+from vitdomains.core.cache import ImageCache
+from vitdomains.core.checkpoint import write_text
+from vitdomains.core.config import Config, Data
+from vitdomains.core.dataset import ImageDataset, warm
+from vitdomains.core.domain import Domain
+from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.manifest import Manifest, labels, manifest_hash, select_classes, subset, take
+from vitdomains.core.measure import OnProgress, calibrated, floor_table, measure
+from vitdomains.core.predict import Predictor
+from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.process import physical_cores
+from vitdomains.core.report import write_report
+from vitdomains.core.tasks import build_task
+from vitdomains.core.teacher import load_teacher
+from vitdomains.core.train import FitResult, fit
+
+logger = logging.getLogger(__name__)
+
+
+UNREADABLE_SHARE = 0.1
+"""Above this share of files that cannot be read, the folder or the reader is wrong, not the files."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run leaves: its bundle, the report, and what was measured on the way."""
+
+    bundle: Bundle
+    report: dict[str, Any]
+    fit: FitResult | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase, done, total, text: None) -> Outcome:
+    """Run the main job; the bundle is ``run.dir/bundle``.
+
+    Raises:
+        VitDomainsError: With what to do; what earlier steps wrote stays and ``run.resume`` goes on from it.
+    """
+    run_dir = open_run_folder(config)
+    torch.set_num_threads(config.run.threads or physical_cores())
+    manifest = domain.build_manifest(config.data)
+    spec = preprocess_spec(config, domain)
+    cache = (
+        None
+        if config.data.cache == "none"
+        else ImageCache(spec, cache_folder(config) if config.data.cache == "disk" else None)
+    )
+    manifest, skipped = drop_unreadable(domain, manifest, spec, cache, run_dir, on_progress)
+    train_set = dataset(domain, subset(manifest, "train"), spec, cache, config, augmented=True)
+    val_set = dataset(domain, subset(manifest, "val"), spec, cache, config)
+    for split, part in (("train", train_set), ("val", val_set)):
+        if not len(part):
+            raise ManifestError(
+                f"The {split} split is empty.", hint="Set data.val_fraction and data.test_fraction, or data.split."
+            )
+
+    task = build_task(domain.task, manifest.classes, config.recipe, labels(train_set.manifest))
+    torch.manual_seed(config.run.seed)
+    model = build_model(config.model, len(manifest.classes), image_size=spec.height)
+    teacher = load_teacher(config, spec, manifest.classes) if config.recipe.teacher else None
+    fitted = fit(model, task, train_set, val_set, spec, config, teacher=teacher,
+                 on_progress=lambda done, total, text: on_progress("train", done, total, text))  # fmt: skip
+
+    bundle = Bundle(
+        path=run_dir / "bundle", domain=domain.name, task_kind=domain.task, classes=manifest.classes,
+        model=replace(portable_spec(config.model, model), image_size=spec.height), preprocess=spec, temperature=(1.0,),
+        thresholds=(0.5,) * len(manifest.classes), threshold_rule="", metrics={}, data_card=manifest.name,
+        provenance=provenance(config, manifest, fitted), exports={}, files={},
+    )  # fmt: skip
+    bundle = calibrated(bundle, model, domain, val_set, config, on_progress)
+    held_out = subset(manifest, "test")
+    if not len(held_out):
+        logger.warning(
+            "There is no test split: the report is made on the validation split, which chose the thresholds."
+        )
+        held_out = val_set.manifest
+    test_set = dataset(domain, held_out, spec, cache, config)
+    predictor = Predictor(bundle, domain.read_image, batch_size=config.recipe.batch_size, model=model)
+    report, predictions = measure(predictor, test_set, config, on_progress)
+    report["floors"] = floor_table(train_set, test_set, predictions, domain.task, config)
+    bundle = replace(bundle, metrics=report["macro"])
+    card = cards.model_card(bundle, domain, report)
+
+    def fill(folder: Path) -> None:
+        write_report(
+            report, predictions, folder / "report", title=f"{domain.title}: held-out test", notice=domain.notice
+        )
+        write_text(folder / "MODEL_CARD.md", card)
+
+    return Outcome(write_bundle(bundle, model.state_dict(), fill), report, fitted, tuple(skipped))
+
+
+def assess(
+    domain: Domain,
+    bundle: Bundle,
+    data: Data,
+    split: str,
+    config: Config,
+    on_progress: OnProgress = lambda phase, done, total, text: None,
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Measure a bundle on any data of its domain: the report, and the predictions behind it.
+
+    Args:
+        data: Where the images are; classes are the bundle's, and those that this data does not label count nowhere.
+        split: ``train``, ``val``, ``test`` or ``all``.
+        config: Seed, bootstrap replicates and sub-groups.
+
+    Raises:
+        ManifestError: The split is empty.
+    """
+    manifest = domain.build_manifest(replace(data, classes=list(bundle.classes)))
+    part = manifest if split == "all" else subset(manifest, split)
+    if not len(part):
+        found = ", ".join(f"{name or 'unassigned'}: {n}" for name, n in manifest.table["split"].value_counts().items())
+        raise ManifestError(f"The {split} split is empty ({found}).", hint="Choose another --split, or all.")
+    part = select_classes(part, bundle.classes)
+    predictor = Predictor(bundle, domain.read_image, batch_size=config.recipe.batch_size)
+    part, _ = drop_unreadable(
+        domain, part, bundle.preprocess, cache := ImageCache(bundle.preprocess), None, on_progress
+    )
+    return measure(predictor, dataset(domain, part, bundle.preprocess, cache, config), config, on_progress)
+
+
+def open_run_folder(config: Config) -> Path:
+    """The run folder, made where absent.
+
+    Raises:
+        ConfigError: It holds another run, and neither ``run.resume`` nor ``run.overwrite`` is set.
+    """
+    folder = Path(config.run.dir)
+    held = [name for name in ("checkpoint", "bundle") if (folder / name).exists()]
+    if held and config.run.overwrite:
+        # The cache of decoded images is right for any run; weights, logs and results are not.
+        for name in ("checkpoint", "bundle", "tensorboard"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / "log.csv").unlink(missing_ok=True)
+    elif held and not config.run.resume:
+        raise ConfigError(
+            f"run.dir = {folder} holds a run already ({', '.join(held)}).",
+            hint="Go on with --run.resume true, start anew with --run.overwrite true, or choose another --run.dir.",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def cache_folder(config: Config) -> Path:
+    """Where decoded images and frozen tokens are kept."""
+    return Path(config.data.cache_dir or Path(config.run.dir) / "cache")
+
+
+def preprocess_spec(config: Config, domain: Domain) -> PreprocessSpec:
+    """The one description of how images become input, from the configuration and what the weights expect."""
+    size = config.model.image_size or config.data.image_size
+    mean, std = default_mean_std(config.model)
+    return PreprocessSpec(size, size, config.data.resize, config.model.channels, mean, std, domain.storage)
+
+
+def dataset(
+    domain: Domain,
+    part: Manifest,
+    spec: PreprocessSpec,
+    cache: ImageCache | None,
+    config: Config,
+    *,
+    augmented: bool = False,
+) -> ImageDataset:
+    """The images of one split."""
+    augment = build_augment(config.recipe, spec.storage) if augmented else None
+    return ImageDataset(part, domain.read_image, spec, cache=cache, augment=augment, seed=config.run.seed)
+
+
+def drop_unreadable(
+    domain: Domain,
+    manifest: Manifest,
+    spec: PreprocessSpec,
+    cache: ImageCache | None,
+    run_dir: Path | None,
+    on_progress: OnProgress,
+) -> tuple[Manifest, list[tuple[str, str]]]:
+    """Read every image once, which fills the cache, and leave out those that cannot be read; they are listed in ``skipped.csv``.
+
+    Raises:
+        ManifestError: More than a tenth cannot be read: that is not a few bad files but a wrong folder or reader.
+    """
+    if cache is None:
+        return manifest, []
+    everything = ImageDataset(manifest, domain.read_image, spec, cache=cache, augment=None, seed=0)
+    skipped = warm(everything, progress=lambda done, total: on_progress("read", done, total, "images"))
+    if not skipped:
+        return manifest, []
+    bad = {identity for identity, _ in skipped}
+    if run_dir is not None:
+        write_text(run_dir / "skipped.csv", pd.DataFrame(skipped, columns=["id", "error"]).to_csv(index=False))
+    logger.warning(
+        "%d of %d images cannot be read and are left out; the first: %s", len(bad), len(manifest), skipped[0][1]
+    )
+    if len(bad) > UNREADABLE_SHARE * len(manifest):
+        raise ManifestError(
+            f"{len(bad)} of {len(manifest)} images cannot be read; the first: {skipped[0][1]}",
+            hint="Check data.root and the source; all are listed in skipped.csv of the run folder.",
+        )
+    return take(manifest, ~manifest.table["id"].isin(bad).to_numpy()), skipped
+
+
+def provenance(config: Config, manifest: Manifest, fitted: FitResult) -> dict[str, Any]:
+    """How the bundle came to be: versions, seed, configuration, data."""
+    packages = ("vitdomains", "torch", "timm", "transformers", "numpy", "pydicom", "albumentations", "lightning-fabric")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "packages": versions,
+        "seed": config.run.seed,
+        "config": asdict(config),
+        "manifest_sha256": manifest_hash(manifest),
+        "images": {name or "unassigned": int(n) for name, n in manifest.table["split"].value_counts().items()},
+        "groups": int(manifest.table["group"].nunique()),
+        "best_epoch": fitted.best_epoch,
+        "best_validation": fitted.best,
+    }

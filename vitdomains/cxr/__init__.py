@@ -1,0 +1,35 @@
+"""Chest X-ray: films, findings, phantoms. ``DOMAIN`` is what the shared commands need to know of it."""
+
+from __future__ import annotations
+
+from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.domain import Domain
+from vitdomains.cxr.film import read_image
+from vitdomains.cxr.sources import build_manifest
+
+NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
+
+
+def default_config() -> Config:
+    """The main job: findings on phantom films, a small ViT from scratch; the same as ``configs/cxr/phantoms.yaml``."""
+    return Config(
+        data=Data(root="runs/phantoms", sources=[Source(name="phantoms")], image_size=384),
+        model=Model(name="vit:Ti/32", channels=1, drop_path_rate=0.05, options={"stem": "conv", "pool": "avg"}),
+        recipe=Recipe(
+            epochs=40, batch_size=16, lr=1e-3, weight_decay=0.05, warmup_epochs=3.0, ema_decay=0.99, augment="cxr",
+            progressive_sizes=[(0.7, 256), (1.0, 384)], positive_weight=3.0,
+        ),
+        run=Run(dir="runs/cxr"),
+    )  # fmt: skip
+
+
+DOMAIN = Domain(
+    name="cxr",
+    title="Chest X-ray findings",
+    build_manifest=build_manifest,
+    read_image=read_image,
+    task="multilabel",
+    default_config=default_config,
+    extensions=(".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""),
+    notice=NOTICE,
+)

@@ -1,0 +1,278 @@
+"""Five public chest-film releases, each read in its publisher's own layout, into one table with one label space.
+
+What is in a release and what its labels mean stands in ``data_cards/``. No reader opens an image.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from vitdomains.core.config import Source
+from vitdomains.core.errors import ManifestError
+from vitdomains.core.manifest import Manifest, make_manifest
+from vitdomains.cxr import labels, vocabularies
+from vitdomains.cxr.source_tables import (
+    find_file,
+    image_folders,
+    label_columns,
+    locate,
+    patient_columns,
+    read_table,
+    require_columns,
+)
+
+log = logging.getLogger(__name__)
+
+_CHEXPERT_COLUMNS = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema", "Consolidation",
+    "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture", "Support Devices",
+)  # fmt: skip
+_NIH_FOLDERS = ("images", "images_*/images", "images_*")
+
+
+def nih(source: Source, root: Path) -> Manifest:
+    """NIH ChestX-ray14: ``Data_Entry_2017_v2020.csv``, ``images_001/images`` to ``images_012/images`` or ``images``.
+
+    ``test_list.txt`` and ``train_val_list.txt``, where both are there, give the official split, to which
+    ``build_manifest`` adds a validation split by patient. A table with only the image, its labels and the patient
+    will do.
+    """
+    csv = find_file(root, source.csv, ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"), "NIH label table")
+    table = read_table(csv, ("Image Index", "Finding Labels", "Patient ID"), text=("Patient ID",))
+    listed = [[x.strip() for x in cell.split("|")] for cell in table["Finding Labels"].fillna("").astype("str")]
+    strange = sorted({x for row in listed for x in row} - {*labels.NIH, "No Finding", ""})
+    if strange:
+        raise ManifestError(
+            f"{csv} names findings that are not NIH's: {', '.join(strange[:5])}.",
+            hint="Use a `csv` source for a table with labels of your own.",
+        )
+    classes = (*labels.NIH, labels.NO_FINDING)
+    positive = {c: frozenset({c}) for c in labels.NIH} | {labels.NO_FINDING: frozenset({"No Finding"})}
+    targets = labels.from_lists(listed, positive, {})
+    targets[[row == [""] for row in listed]] = 0.0 if source.blank == "negative" else np.nan
+    sexes = "Patient Sex" if "Patient Sex" in table.columns else "Patient Gender"
+    extra = patient_columns(table, sexes, "Patient Age", "View Position")
+    if "Follow-up #" in table.columns:
+        extra["follow_up"] = table["Follow-up #"]
+    names = table["Image Index"].astype("str").tolist()
+    return make_manifest(
+        names,
+        locate(image_folders(root, source, _NIH_FOLDERS), names),
+        table["Patient ID"].fillna("").tolist(),
+        classes,
+        targets,
+        splits=_nih_splits(root, names),
+        extra=extra,
+        name="nih_chestxray14",
+    )
+
+
+def _nih_splits(root: Path, names: list[str]) -> list[str] | None:
+    lists = {"train": root / "train_val_list.txt", "test": root / "test_list.txt"}
+    if not all(path.is_file() for path in lists.values()):
+        return None
+    owner = {name: split for split, path in lists.items() for name in path.read_text().split()}
+    lost = [name for name in names if name not in owner]
+    if lost:
+        raise ManifestError(
+            f"{len(lost)} of {len(names)} images are in neither official list: {', '.join(lost[:5])}.",
+            hint="Remove the lists to split by patient, or use the release's own table.",
+        )
+    return [owner[name] for name in names]
+
+
+def boxes(root: Path) -> pd.DataFrame:
+    """The boxes of NIH's ``BBox_List_2017.csv``: id, finding, x, y, w, h in pixels of the released 1024 x 1024 images.
+
+    Raises:
+        ManifestError: No such file, or fewer than six columns.
+    """
+    path = find_file(Path(root), "", ("BBox_List_2017.csv",), "box list")
+    # The header reads "Bbox [x,y,w,h],,,": its quoted comma is not quoted, so columns are taken by position.
+    table = pd.read_csv(path, header=None, skiprows=1)
+    if table.shape[1] < 6:
+        raise ManifestError(f"{path} has {table.shape[1]} columns, not six.", hint="Download the file again.")
+    table = table.iloc[:, :6]
+    table.columns = pd.Index(["id", "finding", "x", "y", "w", "h"])
+    found = [labels.canonical(str(f)) or str(f) for f in table["finding"]]
+    return table.assign(finding=found).astype(dict.fromkeys("xywh", np.float64))
+
+
+def chexpert(source: Source, root: Path) -> Manifest:
+    """CheXpert: ``train.csv``, ``valid.csv`` and, where it is there, ``test.csv``; ``Path`` starts with the release.
+
+    The patient is read from the path. ``valid.csv`` (read by radiologists) is the test split, or the validation split
+    where there is a ``test.csv``.
+    """
+    wanted = (source.csv,) if source.csv else ("train.csv", "valid.csv", "test.csv")
+    present = [name for name in wanted if (root / name).is_file()]
+    if not present:
+        find_file(root, source.csv, ("train.csv", "valid.csv"), "CheXpert label table")
+    parts = []
+    for name in present:
+        part = read_table(root / name, ("Path",))
+        if name == "test.csv" and "No Finding" not in part.columns:
+            log.warning("%s has no labels and is left out", root / name)
+            continue
+        require_columns(part, _CHEXPERT_COLUMNS, root / name)
+        stem = name.split(".")[0]
+        held_out = "val" if "test.csv" in present else "test"
+        parts.append(part.assign(split={"valid": held_out, "test": "test"}.get(stem, "train")))
+    table = pd.concat(parts, ignore_index=True)
+    inner = table["Path"].astype("str").str.replace("\\", "/").str.extract(r"^(?:.*?/)??((?:train|valid|test)/.+)$")[0]
+    group = inner.str.extract(r"(patient\d+)")[0]
+    if bool(group.isna().any()):
+        bad = table["Path"][group.isna()].iloc[0]
+        raise ManifestError(
+            f"CheXpert path {bad!r} names no patient.",
+            hint="Paths read .../train/patient00001/study1/view1_frontal.jpg.",
+        )
+    targets = label_columns(table, _CHEXPERT_COLUMNS, root)
+    targets = labels.no_finding_closure(targets, labels.CHEXPERT)
+    targets = labels.apply_policies(targets, labels.CHEXPERT, source.uncertain, source.blank)
+    side = table.get("AP/PA", pd.Series("", index=table.index)).fillna("").astype("str")
+    if "Frontal/Lateral" in table.columns:
+        side = side.where(table["Frontal/Lateral"].fillna("") != "Lateral", "LATERAL")
+    base = str(_chexpert_base(root, source, str(table["Path"].iloc[0])))
+    return make_manifest(
+        inner.tolist(),
+        [f"{base}/{p}" for p in inner],
+        group.tolist(),
+        labels.CHEXPERT,
+        targets,
+        splits=table["split"].tolist() if not source.csv else None,
+        extra=patient_columns(table.assign(side=side), "Sex", "Age", "side"),
+        name="chexpert",
+    )
+
+
+def _chexpert_base(root: Path, source: Source, path: str) -> Path:
+    """The folder that holds ``train`` and ``valid``: the root, or the release's folder in it that the paths name."""
+    if source.images:
+        return (root / source.images).absolute()
+    inside = root / path.split("/")[0]
+    return (inside if not (root / "train").is_dir() and (inside / "train").is_dir() else root).absolute()
+
+
+def padchest(source: Source, root: Path) -> Manifest:
+    """PadChest: ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv``, images in ``0`` to ``54`` or ``images``.
+
+    Its labels are mapped through the tree of its paper (``vocabularies.py``); age is the year of study less that of
+    birth.
+    """
+    names = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
+    csv = find_file(root, source.csv, names, "PadChest label table")
+    table = read_table(csv, ("ImageID", "PatientID", "Projection", "Labels"), text=("ImageID", "PatientID", "Labels"))
+    # Cells read "['nodule', ' pleural effusion']"; no label holds a quote.
+    cells = table["Labels"].fillna("").astype("str").str.findall(r"'([^']*)'")
+    listed = [[x.strip() for x in cell] for cell in cells]
+    targets = labels.from_lists(listed, vocabularies.PADCHEST_POSITIVE, vocabularies.PADCHEST_UNSURE)
+    normal = np.zeros((len(table), 1), dtype=np.float32)
+    for i, row in enumerate(listed):
+        said = set(row) - vocabularies.PADCHEST_SILENT
+        normal[i] = said == {"normal"}
+        if not said or "exclude" in row:
+            targets[i], normal[i] = np.nan, np.nan
+    if "StudyDate_DICOM" in table.columns and "PatientBirth" in table.columns:
+        studied = pd.to_numeric(table["StudyDate_DICOM"], errors="coerce") // 10000
+        table = table.assign(age=studied - pd.to_numeric(table["PatientBirth"], errors="coerce"))
+    extra = patient_columns(table, "PatientSex_DICOM", "age", "Projection")
+    extra["projection"] = table["Projection"].fillna("").astype("str")
+    if "MethodLabel" in table.columns:
+        extra["label_method"] = table["MethodLabel"].fillna("").astype("str")
+    folders = image_folders(root, source, ("[0-9]", "[0-9][0-9]", "images/[0-9]", "images/[0-9][0-9]", "images", ""))
+    ids = table["ImageID"].tolist()
+    return make_manifest(
+        ids,
+        locate(folders, ids),
+        table["PatientID"].fillna("").tolist(),
+        (*vocabularies.PADCHEST_POSITIVE, labels.NO_FINDING),
+        np.concatenate([targets, normal], axis=1),
+        extra=extra,
+        name="padchest",
+    )
+
+
+def vindr(source: Source, root: Path) -> Manifest:
+    """VinDr-CXR: ``annotations/image_labels_train.csv`` and ``..._test.csv``, ``train/ID.dicom`` and ``test/ID.dicom``.
+
+    A training image has one row a radiologist: the majority counts, a tie is unknown. The test rows are a consensus
+    and the official test split. The release names no patient, so each image is its own group.
+    """
+    parts = []
+    for split in ("train", "test"):
+        csv = find_file(
+            root, "", (f"annotations/image_labels_{split}.csv", f"image_labels_{split}.csv"), "VinDr-CXR table"
+        )
+        table = read_table(csv, ("image_id",), text=("image_id",))
+        table.columns = pd.Index([c if c == "image_id" else c.lower() for c in table.columns])
+        columns = sorted({*sum(vocabularies.VINDR_POSITIVE.values(), ()), *vocabularies.VINDR_JOINT.values()})
+        require_columns(table, columns, csv)
+        values = pd.DataFrame(label_columns(table, columns, csv), columns=columns)
+        share = values.groupby(table["image_id"], sort=True).mean()
+        voted = (share > 0.5).astype(np.float32).where(share.notna() & (share != 0.5))
+        folder = image_folders(root, source, (split,)) if not source.images else [root / source.images / split]
+        parts.append(
+            voted.assign(
+                id=voted.index,
+                split=split,
+                path=locate(folder, [f"{i}.dicom" for i in voted.index]),
+            )
+        )
+    joined = pd.concat(parts, ignore_index=True)
+    targets = {f: joined[list(columns)].max(axis=1, skipna=False) for f, columns in vocabularies.VINDR_POSITIVE.items()}
+    targets |= {f: joined[column].where(joined[column] == 0) for f, column in vocabularies.VINDR_JOINT.items()}
+    ids = joined["id"].tolist()
+    extra = pd.DataFrame({"view": pd.Series("PA", index=joined.index, dtype="str")})
+    return make_manifest(
+        ids,
+        joined["path"].tolist(),
+        ids,
+        tuple(targets),
+        np.stack([v.to_numpy(dtype=np.float32) for v in targets.values()], axis=1),
+        splits=joined["split"].tolist(),
+        extra=extra,
+        name="vindr_cxr",
+    )
+
+
+def mimic(source: Source, root: Path) -> Manifest:
+    """MIMIC-CXR-JPG: its ``-chexpert``, ``-metadata`` and ``-split`` tables, ``files/p10/p10000032/s50414267/*.jpg``.
+
+    Labels belong to a study and hold for all its images. Split as published (train, validate, test). Sex and age are
+    not in the release.
+    """
+    stem = "mimic-cxr-2.0.0-"
+    keys = ("dicom_id", "subject_id", "study_id")
+    meta = read_table(find_file(root, "", (f"{stem}metadata.csv.gz",), "MIMIC metadata"), keys, text=keys)
+    csv = find_file(root, source.csv, (f"{stem}chexpert.csv.gz",), "MIMIC label table")
+    rows = read_table(csv, ("subject_id", "study_id", *_CHEXPERT_COLUMNS), text=("subject_id", "study_id"))
+    split = read_table(
+        find_file(root, "", (f"{stem}split.csv.gz",), "MIMIC split"), ("dicom_id", "split"), text=("dicom_id",)
+    )
+    if bool(rows["study_id"].duplicated().any()):
+        raise ManifestError(f"{csv} has two rows for one study.", hint="Download the file again.")
+    targets = rows.set_index("study_id").reindex(meta["study_id"]).reset_index(drop=True)
+    values = labels.no_finding_closure(label_columns(targets, _CHEXPERT_COLUMNS, csv), labels.CHEXPERT)
+    unlabelled = ~meta["study_id"].isin(rows["study_id"]).to_numpy()
+    values = labels.apply_policies(values, labels.CHEXPERT, source.uncertain, source.blank)
+    values[unlabelled] = np.nan
+    named = split.set_index("dicom_id")["split"].map({"train": "train", "validate": "val", "test": "test"})
+    base = str((root / (source.images or "files")).absolute())
+    paths = [f"{base}/p{p[:2]}/p{p}/s{s}/{d}.jpg" for d, p, s in meta[list(keys)].itertuples(index=False, name=None)]
+    extra = patient_columns(meta, views="ViewPosition")
+    extra["study"] = meta["study_id"]
+    return make_manifest(
+        meta["dicom_id"].tolist(),
+        paths,
+        meta["subject_id"].tolist(),
+        labels.CHEXPERT,
+        values,
+        splits=named.reindex(meta["dicom_id"]).fillna("").tolist(),
+        extra=extra,
+        name="mimic_cxr_jpg",
+    )
