@@ -9,6 +9,8 @@ import pytest
 
 # Tests run on small inputs: one thread a process is faster than two that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# What is not here is not here: no test waits for a hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(scope="session")

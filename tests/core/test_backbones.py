@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from dataclasses import replace
 from typing import Any
@@ -107,7 +108,10 @@ def test_depths_and_decay(family: tuple[Model, int]) -> None:
     spared = no_decay_names(model)
     for name, parameter in model.named_parameters():
         assert name in spared or parameter.ndim > 1
-        assert not (name.endswith(("cls_token", "pos_embed", "position_embeddings", "relative_position_bias_table"))) or name in spared
+        assert (
+            not (name.endswith(("cls_token", "pos_embed", "position_embeddings", "relative_position_bias_table")))
+            or name in spared
+        )
     assert any(name not in spared for name in depth)
 
 
@@ -244,7 +248,14 @@ def test_deit3_base_with_mlp_head_and_half_frozen() -> None:
     spec = Model(name="timm:deit3_base_patch16_384", head="mlp", drop_rate=0.3, freeze="0.5", image_size=384)
     with torch.device("meta"):
         model: Any = build_model(spec, 14)
-    assert [type(layer).__name__ for layer in model.head] == ["LayerNorm", "Dropout", "Linear", "GELU", "Dropout", "Linear"]
+    assert [type(layer).__name__ for layer in model.head] == [
+        "LayerNorm",
+        "Dropout",
+        "Linear",
+        "GELU",
+        "Dropout",
+        "Linear",
+    ]
     assert model.head[1].p == model.head[4].p == 0.3
     assert [block.norm1.weight.requires_grad for block in model.blocks] == [False] * 6 + [True] * 6
 
@@ -302,3 +313,13 @@ def test_errors_say_what_to_write_instead(spec: Model) -> None:
 def test_mean_and_deviation_of_the_weights(spec: Model, mean: tuple[float, ...]) -> None:
     assert default_mean_std(spec)[0] == mean
     assert len(default_mean_std(spec)[1]) == spec.channels
+
+
+def test_a_copy_keeps_its_own_frozen_part() -> None:
+    model: Any = build_model(Model(name="vit:Ti/16", options={"depth": 2}, freeze="1"), 5)
+    copied = copy.deepcopy(model).train()
+    assert [copied.blocks[0].training, copied.blocks[1].training, copied.training] == [False, True, True]
+    freeze(copied, "none")
+    copied.train()
+    assert copied.blocks[0].training
+    assert not model.train().blocks[0].training

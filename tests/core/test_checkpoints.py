@@ -109,7 +109,11 @@ def test_meta_names_of_deit3_and_dinov2() -> None:
     assert canonical(renamed).keys() == state.keys()
     # DINOv2 with registers as Meta ships it: a mask token, and a position for the class token but for no register.
     meta = {name: value for name, value in state.items() if name not in ("reg_token", "pos_embed")}
-    meta |= {"register_tokens": state["reg_token"], "pos_embed": state["pos_embed"][:, :17], "mask_token": torch.zeros(1, 32)}
+    meta |= {
+        "register_tokens": state["reg_token"],
+        "pos_embed": state["pos_embed"][:, :17],
+        "mask_token": torch.zeros(1, 32),
+    }
     model, x = loaded(meta), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         ours.pos_embed[:, 5:] = state["pos_embed"][:, 1:17].clone()
@@ -168,7 +172,10 @@ def as_jax(model: Any) -> dict[str, np.ndarray[Any, Any]]:
         for name, norm in (("LayerNorm_0", block.norm1), ("LayerNorm_2", block.norm2)):
             arrays |= {f"{root}/{name}/scale": array(norm.weight), f"{root}/{name}/bias": array(norm.bias)}
         for name, dense in (("Dense_0", block.mlp.fc1), ("Dense_1", block.mlp.fc2)):
-            arrays |= {f"{root}/MlpBlock_3/{name}/kernel": array(dense.weight.T), f"{root}/MlpBlock_3/{name}/bias": array(dense.bias)}
+            arrays |= {
+                f"{root}/MlpBlock_3/{name}/kernel": array(dense.weight.T),
+                f"{root}/MlpBlock_3/{name}/bias": array(dense.bias),
+            }
     return arrays
 
 

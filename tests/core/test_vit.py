@@ -257,3 +257,12 @@ def test_the_table_by_name() -> None:
     with torch.device("meta"):
         model = module.vit_base_16(num_classes=3)
     assert (model.width, len(model.blocks), model.patch, model.head.out_features) == (*SIZES["B"][:2], 16, 3)
+
+
+def test_exported_with_a_free_batch() -> None:
+    model = small()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(2, 3, 80, 80),), dynamic_shapes=({0: batch},))
+    for size in (1, 3):
+        x = torch.randn(size, 3, 80, 80)
+        assert torch.allclose(program.module()(x), model(x), atol=1e-5)

@@ -197,7 +197,13 @@ def test_other_timm_families_take_their_own_weights(tmp_path: Path, name: str) -
 def test_transformers_weights_at_another_size_and_channel_count(tmp_path: Path) -> None:
     import transformers as t
 
-    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "patch_size": 16}
+    shape = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "patch_size": 16,
+    }
     source = t.ViTForImageClassification(t.ViTConfig(**shape, image_size=64, num_labels=5)).eval()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     path = str(tmp_path / "w.safetensors")

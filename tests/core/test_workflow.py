@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -185,3 +186,33 @@ def test_a_bundle_of_another_domain_is_refused(
     other = replace(toy.DOMAIN, name="other")
     assert cli.main(other, ["predict", str(base / "run" / "bundle"), "x.npy"]) == 2
     assert "bundle of toy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["rollout", "relevance"])
+def test_explain_command(
+    trained: tuple[Path, workflow.Outcome], tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, _ = trained
+    film = next((base / "images").glob("0*_11.npy"))
+    words = [
+        "explain",
+        str(base / "run" / "bundle"),
+        str(film),
+        "--finding",
+        "left",
+        "--method",
+        method,
+        "--out",
+        str(tmp_path / "map.png"),
+    ]
+    assert cli.main(toy.DOMAIN, words) == 0
+    picture = cv2.imread(str(tmp_path / "map.png"))
+    assert picture is not None and picture.shape[1] > 2 * picture.shape[0] * 0.8
+    assert "left: probability" in capsys.readouterr().out
+    assert cli.main(toy.DOMAIN, [*words[:4], "middle"]) == 2
+    assert "knows left, right" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_the_report_shows_where_the_calls_come_from(trained: tuple[Path, workflow.Outcome]) -> None:
+    page = (trained[1].bundle.path / "report" / "report.html").read_text()
+    assert "left, the surest right call" in page and "right, the surest right call" in page

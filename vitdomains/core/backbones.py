@@ -178,7 +178,9 @@ def _build_transformers(
                 f"hf:{name} has no option {key!r}.", hint=f"See the documentation of {type(config).__name__}."
             )
         setattr(config, key, value)
-    if config.model_type == "deit" and not config.architectures:  # of DeiT there are two classes, one of them with two heads
+    if (
+        config.model_type == "deit" and not config.architectures
+    ):  # of DeiT there are two classes, one of them with two heads
         config.architectures = ["DeiTForImageClassification"]
     model = AutoModelForImageClassification.from_config(config)
     if file:
@@ -262,7 +264,9 @@ def _checkpoint_activations(model: nn.Module, name: str) -> None:
     try:
         if isinstance(model, TransformersClassifier):
             backbone = model.backbone  # transformers 5.23 gave the method another name
-            enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+            enable = (
+                getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+            )
             enable({"use_reentrant": False})
         else:
             model.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -18,8 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitdomains.core.atomic import write_text
 from vitdomains.core.backbones import build_model
-from vitdomains.core.checkpoint import load_weights, save_weights, write_text
+from vitdomains.core.checkpoint import load_weights, save_weights
 from vitdomains.core.config import Model
 from vitdomains.core.errors import BundleError
 from vitdomains.core.preprocess import PreprocessSpec

@@ -7,8 +7,7 @@ that was killed and resumed ends with the weights of one that was not.
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vitdomains.core.atomic import write_atomically, write_text
 from vitdomains.core.errors import TrainingError
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary sibling, flush it to the disk, and put it in the place of ``path``."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
-    try:
-        write(part)
-        with part.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

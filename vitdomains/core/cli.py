@@ -1,4 +1,4 @@
-"""The commands that every domain shares: train, evaluate, predict. A domain's ``__main__`` adds its own.
+"""The commands that every domain shares: train, evaluate, predict, explain. A domain's ``__main__`` adds its own.
 
 Each command is a function of the domain and the words after its name; it returns the exit status.
 """
@@ -14,12 +14,14 @@ from pathlib import Path
 from rich.table import Table
 
 from vitdomains.core import terminal, workflow
+from vitdomains.core.atomic import write_atomically
 from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
 from vitdomains.core.configuring import config_from_dict, parse_config, take_overrides
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.evaluate import headline
-from vitdomains.core.lint import lint
+from vitdomains.core.explain import METHODS
+from vitdomains.core.explain.show import explain_file, faithfulness_text, picture, png
 from vitdomains.core.manifest import folder_manifest
 from vitdomains.core.predict import Predictor
 from vitdomains.core.process import restart_with_tuned_allocator
@@ -61,11 +63,8 @@ def main(domain: Domain, argv: Sequence[str], more: Mapping[str, Command] | None
 def train(domain: Domain, argv: list[str]) -> int:
     """Train, calibrate, evaluate and write a bundle."""
     prog = f"python -m vitdomains.{domain.name} train"
-    config = parse_config(
-        argv, domain.default_config(), prog, description=f"{domain.title}: train a model and write its bundle."
-    )
-    for finding in lint(config, n_images=None, pretrained_size=None, domain=domain.name):
-        logger.warning("recipe: %s = %s: %s (%s)", finding.key, finding.given, finding.reason, finding.reference)
+    about = f"{domain.title}: train a model and write its bundle."
+    config = parse_config(argv, domain.default_config(), prog, description=about, allowed=_allowed(domain))
     with shown_progress() as on_progress:
         outcome = workflow.train(domain, config, on_progress)
     console.print(terminal_table(outcome.report))
@@ -141,7 +140,39 @@ def predict(domain: Domain, argv: list[str]) -> int:
     return 0
 
 
-SHARED: dict[str, Command] = {"train": train, "evaluate": evaluate, "predict": predict}
+def explain(domain: Domain, argv: list[str]) -> int:
+    """Draw heat maps of one image: where the score of a finding comes from."""
+    parser = argparse.ArgumentParser(prog=f"python -m vitdomains.{domain.name} explain", description=explain.__doc__)
+    parser.add_argument("bundle", help="folder that train wrote")
+    parser.add_argument("input", help="image file")
+    parser.add_argument("--finding", action="append", default=[],
+                        help="class to explain, may be repeated; all: every class; default: what the model calls")  # fmt: skip
+    parser.add_argument("--method", default="relevance", choices=sorted(METHODS), help="(default: %(default)s)")
+    parser.add_argument("--out", default="overlay.png", help="picture to write, .png (default: %(default)s)")
+    words = _parse(parser, argv, "BUNDLE FILE [--finding NAME] [--method rollout] [--out overlay.png]")
+    if Path(words.out).suffix != ".png":
+        raise ConfigError(f"--out {words.out} is no .png.", hint="Choose a name that ends in .png.")
+    bundle = _own_bundle(domain, words.bundle)
+    predictor = Predictor(bundle, domain.read_image)
+    findings = bundle.classes if words.finding == ["all"] else words.finding
+    explained = explain_file(predictor, words.input, words.method, findings)
+    write_atomically(
+        Path(words.out), lambda part: part.write_bytes(png(picture(explained, bundle.classes, words.method)))
+    )
+    for heatmap, finding in zip(explained.maps, explained.findings, strict=True):
+        score = explained.scores[bundle.classes.index(finding)]
+        console.print(f"{finding}: probability {score:.3f}; {faithfulness_text(heatmap)}")
+    console.print(f"picture: {words.out}")
+    if domain.notice:
+        console.print(domain.notice)
+    return 0
+
+
+SHARED: dict[str, Command] = {"train": train, "evaluate": evaluate, "predict": predict, "explain": explain}
+
+
+def _allowed(domain: Domain) -> dict[str, Sequence[str]]:
+    return {"data.sources.name": domain.sources} if domain.sources else {}
 
 
 def _own_bundle(domain: Domain, path: str) -> Bundle:
@@ -191,6 +222,7 @@ def _summarise(domain: Domain, outcome: workflow.Outcome) -> None:
     console.print(f"pictures  {bundle.path / 'report' / 'plots'}")
     console.print("\nnext:")
     console.print(f"  python -m vitdomains.{domain.name} predict {bundle.path} FILE_OR_FOLDER --out predictions.csv")
+    console.print(f"  python -m vitdomains.{domain.name} explain {bundle.path} FILE --out overlay.png")
     console.print(f"  python -m vitdomains.{domain.name} evaluate {bundle.path} --split val")
     if domain.notice:
         console.print(f"\n{domain.notice}")

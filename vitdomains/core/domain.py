@@ -20,7 +20,8 @@ class Domain:
     """Everything by which one domain differs from another.
 
     ``read_image`` gives float32 [H, W] or [H, W, C] in 0..1 and raises ``ImageError``; it is a top-level function, for it
-    travels to worker processes. ``notice`` stands in every report and model card of the domain.
+    travels to worker processes. ``sources`` are the names that ``data.sources`` takes. ``notice`` stands in every report and
+    model card of the domain.
     """
 
     name: str
@@ -30,5 +31,6 @@ class Domain:
     task: Literal["multilabel", "singlelabel"]
     default_config: Callable[[], Config]
     extensions: tuple[str, ...]
+    sources: tuple[str, ...] = ()
     storage: Literal["uint8", "float32"] = "uint8"
     notice: str = ""

@@ -47,9 +47,7 @@ class ImageError(VitDomainsError):
         hint: What to do next.
     """
 
-    def __init__(
-        self, path: str | Path, problem: str, *, tag: str = "", value: object = None, hint: str = ""
-    ) -> None:
+    def __init__(self, path: str | Path, problem: str, *, tag: str = "", value: object = None, hint: str = "") -> None:
         self.path = Path(path)
         self.problem = problem
         self.tag = tag

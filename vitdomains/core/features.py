@@ -194,9 +194,10 @@ def split_frozen(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable
 def features(model: nn.Module, x: Tensor) -> list[Tensor]:
     """Maps at strides 4, 8, 16 and 32, for dense heads: [B,C,height,width] -> four maps [B,D_i,height/s_i,width/s_i].
 
-    A hierarchical model gives the output of its stages, for each stride the nearest. A plain ViT has one scale: the outputs of four evenly spaced
-    blocks (a quarter, half, three quarters of the depth, the last; before the final norm) are resampled bilinearly to the
-    four strides, the parameter-free form of what Xie et al. (2021, SETR/UPerNet heads of BEiT) and Li et al. (2022, ViTDet) do.
+    A hierarchical model gives the output of its stages, for each stride the nearest. A plain ViT has one scale: the
+    outputs of four evenly spaced blocks (a quarter, half, three quarters of the depth, the last; before the final norm) are
+    resampled bilinearly to the four strides: the pyramids of SETR (Zheng et al. 2021) and ViTDet (Li et al. 2022) without
+    their parameters.
 
     Raises:
         ConfigError: The model does not give its intermediate maps.
@@ -223,7 +224,7 @@ def features(model: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _chosen_maps(reductions: list[int]) -> list[int]:
-    """Which outputs stand for the four strides: evenly spaced ones of a plain model, else the last of the nearest stride."""
+    """Which outputs stand for the four strides: evenly spaced ones of a plain model, else the last of the nearest."""
     if len(set(reductions)) == 1:
         return quarters(len(reductions))
     distance = [[abs(math.log2(reduction / stride)) for reduction in reductions] for stride in STRIDES]

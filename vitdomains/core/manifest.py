@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core import checks
+from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ManifestError
 
 FIXED = ("id", "path", "group", "split")
@@ -210,24 +210,14 @@ def write_manifest(m: Manifest, path: str | Path) -> Path:
     """
     target = Path(path)
     kind = _kind(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
     base = target.parent.resolve()
     table = m.table.rename(columns={c: LABEL_PREFIX + c for c in m.classes})
     table = table.assign(path=pd.Series([_relative(p, base) for p in m.table["path"]], dtype="str"))
-    handle, temporary = tempfile.mkstemp(dir=base, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        if kind == "csv":
-            table.to_csv(temporary, index=False)
-        else:
-            table.attrs = {}
-            table.to_parquet(temporary, index=False)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    if kind == "csv":
+        write_atomically(target, lambda part: table.to_csv(part, index=False))
+    else:
+        table.attrs = {}
+        write_atomically(target, lambda part: table.to_parquet(part, index=False))
     return target
 
 

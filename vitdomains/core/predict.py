@@ -74,7 +74,7 @@ class Predictor:
         self.batch_size = batch_size
         torch.set_num_threads(threads or physical_cores())
         self.model = (load_model(self.bundle) if model is None else model).to(self.device).eval()
-        self._read_image = read_image
+        self.read_image = read_image
         self._task = self.bundle.task
         self._bf16 = precision == "bf16" or (precision == "auto" and (self.device.type == "cuda" or has_fast_bf16()))
 
@@ -111,7 +111,7 @@ class Predictor:
 
     def _prepare(self, path: str) -> np.ndarray | str:
         try:
-            image = prepare(self._read_image(path), self.bundle.preprocess)
+            image = prepare(self.read_image(path), self.bundle.preprocess)
         except ImageError as error:
             return str(error)
         return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitdomains.core.checkpoint import write_atomically
+from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.predict import Prediction, Predictor, Record
 

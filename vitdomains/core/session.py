@@ -79,7 +79,9 @@ def start(
     torch.manual_seed(run.seed)
     model.to(fabric.device)
     groups = [{k: v for k, v in group.items() if k != "names"} for group in recipes.parameter_groups(model, recipe)]
-    optimizer: Any = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+    # The fused step unscales fp16 gradients by itself, which leaves nothing to clip.
+    fused = precision(recipe.precision, run.accelerator) != "16-mixed"
+    optimizer: Any = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
     ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     wrapped, optimizer = fabric.setup(torch.compile(model) if recipe.compile else model, optimizer)
     folder = Path(run.dir) / "checkpoint"

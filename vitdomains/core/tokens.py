@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdomains.core.checkpoint import write_text
+from vitdomains.core.atomic import write_text
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ class Block(nn.Module):
     def _residual(self, x: Tensor, branch: Tensor, layer_scale: LayerScale | None) -> Tensor:
         if self.training and self.drop_path > 0:  # whole branches of single images are left out
             keep = 1 - self.drop_path
-            branch = branch * branch.new_empty(len(branch), 1, 1).bernoulli_(keep).div_(keep)
+            branch = branch * branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep).div_(keep)
         return x + branch if layer_scale is None else torch.addcmul(x, branch, layer_scale.gamma)
 
 
@@ -251,7 +251,7 @@ class VisionTransformer(nn.Module):
             return x
         tokens = torch.cat(prefix, dim=1)  # [1,T,D]
         tokens = tokens if prefix_pos is None else tokens + prefix_pos
-        return torch.cat((tokens.expand(len(x), -1, -1), x), dim=1)  # [B,N,D]
+        return torch.cat((tokens.expand(x.shape[0], -1, -1), x), dim=1)  # [B,N,D]
 
     def run_blocks(self, x: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Blocks ``start`` to ``stop`` (exclusive): tokens [B,N,D] -> tokens [B,N,D]."""

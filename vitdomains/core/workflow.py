@@ -19,15 +19,17 @@ import pandas as pd
 import torch
 
 from vitdomains.core import cards
+from vitdomains.core.atomic import write_text
 from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model, default_mean_std, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.checkpoint import write_text
 from vitdomains.core.config import Config, Data
 from vitdomains.core.dataset import ImageDataset, warm
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.explain.show import example_pictures
+from vitdomains.core.lint import lint
 from vitdomains.core.manifest import Manifest, labels, manifest_hash, select_classes, subset, take
 from vitdomains.core.measure import OnProgress, calibrated, floor_table, measure
 from vitdomains.core.predict import Predictor
@@ -65,11 +67,9 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
     torch.set_num_threads(config.run.threads or physical_cores())
     manifest = domain.build_manifest(config.data)
     spec = preprocess_spec(config, domain)
-    cache = (
-        None
-        if config.data.cache == "none"
-        else ImageCache(spec, cache_folder(config) if config.data.cache == "disk" else None)
-    )
+    cache = None
+    if config.data.cache != "none":
+        cache = ImageCache(spec, cache_folder(config) if config.data.cache == "disk" else None)
     manifest, skipped = drop_unreadable(domain, manifest, spec, cache, run_dir, on_progress)
     train_set = dataset(domain, subset(manifest, "train"), spec, cache, config, augmented=True)
     val_set = dataset(domain, subset(manifest, "val"), spec, cache, config)
@@ -79,6 +79,10 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
                 f"The {split} split is empty.", hint="Set data.val_fraction and data.test_fraction, or data.split."
             )
 
+    for caution in lint(
+        config, n_images=len(train_set), pretrained_size=None, domain=domain.name, positions_resampled=True
+    ):
+        logger.warning("recipe: %s", caution)
     task = build_task(domain.task, manifest.classes, config.recipe, labels(train_set.manifest))
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, len(manifest.classes), image_size=spec.height)
@@ -103,13 +107,15 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
     predictor = Predictor(bundle, domain.read_image, batch_size=config.recipe.batch_size, model=model)
     report, predictions = measure(predictor, test_set, config, on_progress)
     report["floors"] = floor_table(train_set, test_set, predictions, domain.task, config)
+    pictures = example_pictures(
+        predictor, test_set, predictions, lambda done, total: on_progress("explain", done, total, "pictures")
+    )
     bundle = replace(bundle, metrics=report["macro"])
     card = cards.model_card(bundle, domain, report)
 
     def fill(folder: Path) -> None:
-        write_report(
-            report, predictions, folder / "report", title=f"{domain.title}: held-out test", notice=domain.notice
-        )
+        title = f"{domain.title}: held-out test"
+        write_report(report, predictions, folder / "report", title=title, notice=domain.notice, pictures=pictures)
         write_text(folder / "MODEL_CARD.md", card)
 
     return Outcome(write_bundle(bundle, model.state_dict(), fill), report, fitted, tuple(skipped))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
 from vitdomains.cxr.film import read_image
-from vitdomains.cxr.sources import build_manifest
+from vitdomains.cxr.sources import SOURCES, build_manifest
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 
@@ -31,5 +31,6 @@ DOMAIN = Domain(
     task="multilabel",
     default_config=default_config,
     extensions=(".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""),
+    sources=tuple(SOURCES),
     notice=NOTICE,
 )

@@ -260,7 +260,7 @@ def _first_success(header: Header, source: bytes, options: dict[str, object]) ->
         f"does not decode ({reason})",
         tag="TransferSyntaxUID",
         value=header.syntax.name,
-        hint="" if plugins else "Install pylibjpeg with its plugins.",
+        hint="" if plugins else "Install the codec: pip install 'vitdomains[lossless-jpeg]'.",
     )
 
 

@@ -1,0 +1,117 @@
+"""Last room of the explanations: from a file and a bundle to heat maps on the original image, and pictures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.errors import ExplainError
+from vitdomains.core.explain.assess import heatmaps
+from vitdomains.core.explain.inspection import attention_blocks
+from vitdomains.core.explain.maps import CLASS_AGNOSTIC, Heatmap
+from vitdomains.core.explain.overlay import overlay, panel, to_original
+from vitdomains.core.predict import Predictor
+from vitdomains.core.preprocess import geometry, normalise, prepare
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One image with its heat maps: ``heats`` [H, W] lie on the original image, ``scores`` are the class probabilities [K]."""
+
+    image: npt.NDArray[np.float32]
+    maps: tuple[Heatmap, ...]
+    heats: tuple[npt.NDArray[np.float32], ...]
+    findings: tuple[str, ...]
+    scores: npt.NDArray[np.float64]
+
+
+def explain_file(
+    predictor: Predictor, path: str | Path, method: str, findings: Sequence[str] = (), *, steps: int = 8
+) -> Explained:
+    """Heat maps of one file, each with its deletion score beside that of random maps.
+
+    Args:
+        predictor: A loaded bundle.
+        path: The image.
+        method: A key of ``METHODS``.
+        findings: Classes to explain; empty: those that the model calls, or else the most probable one.
+        steps: Points of the deletion curve; 0: no score.
+
+    Raises:
+        ExplainError: A finding that the bundle does not know, or a method that does not fit the model.
+        ImageError: The file cannot be read.
+    """
+    bundle = predictor.bundle
+    unknown = [name for name in findings if name not in bundle.classes]
+    if unknown:
+        raise ExplainError(
+            f"The bundle knows no finding {', '.join(unknown)}.", hint=f"It knows {', '.join(bundle.classes)}."
+        )
+    image = predictor.read_image(path)
+    prepared = prepare(image, bundle.preprocess)
+    stacked = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(prepared).transpose(2, 0, 1)))[None]
+    scores = predictor.scores(predictor.logits(stacked))[0]
+    chosen = tuple(findings) or predictor.labels(scores) or (bundle.classes[int(scores.argmax())],)
+    indices = [bundle.classes.index(name) for name in chosen]
+    if method in CLASS_AGNOSTIC:
+        chosen, indices = chosen[:1], indices[:1]
+    x = normalise(stacked.to(predictor.device), bundle.preprocess)
+    maps = heatmaps(predictor.model, x, bundle.classes, method, indices, kind=bundle.task_kind, steps=steps)[0]
+    affine = geometry(bundle.preprocess, image.shape[:2])
+    heats = tuple(to_original(m.values, affine, image.shape[:2]) for m in maps)
+    return Explained(image, tuple(maps), heats, chosen, scores)
+
+
+def picture(explained: Explained, classes: Sequence[str], method: str) -> npt.NDArray[np.uint8]:
+    """RGB picture [H, W, 3]: one overlay beside the original, or a panel where there are several findings."""
+    probabilities = [float(explained.scores[list(classes).index(name)]) for name in explained.findings]
+    if len(explained.findings) == 1:
+        name, probability = explained.findings[0], probabilities[0]
+        return overlay(explained.image, explained.heats[0], finding=name, probability=probability, method=method)
+    return panel(explained.image, explained.heats, explained.findings, probabilities, method=method)
+
+
+def png(rgb: npt.NDArray[np.uint8]) -> bytes:
+    """A picture as PNG."""
+    return bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1])
+
+
+def example_pictures(
+    predictor: Predictor,
+    images: ImageDataset,
+    predictions: pd.DataFrame,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    method: str = "relevance",
+    at_most: int = 16,
+) -> list[tuple[str, bytes]]:
+    """For each class the surest right call among ``images``, explained: (caption, PNG).
+
+    ``predictions`` has one row an image, with its ``score:CLASS``.
+    """
+    classes = predictor.bundle.classes[:at_most]
+    method = method if attention_blocks(predictor.model) else "gradcam"  # a CNN has no attention to follow
+    out = []
+    for k, name in enumerate(classes):
+        right = np.flatnonzero(images.targets[:, k] == 1)
+        if len(right):
+            best = right[predictions[f"score:{name}"].to_numpy()[right].argmax()]
+            explained = explain_file(predictor, images.paths[best], method, [name])
+            caption = (
+                f"{name}: the surest right call of the test split, by {method}. {faithfulness_text(explained.maps[0])}"
+            )
+            out.append((caption, png(picture(explained, classes, method))))
+        on_progress(k + 1, len(classes))
+    return out
+
+
+def faithfulness_text(heatmap: Heatmap) -> str:
+    """The scores that a heat map carries, in words."""
+    return ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in (heatmap.faithfulness or {}).items())
