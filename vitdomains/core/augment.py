@@ -161,8 +161,10 @@ class Augmenter:
     magnitude: int
     erasing: float
 
-    def __call__(self, image: Array, generator: np.random.Generator) -> Array:
+    def __call__(self, image: Array, generator: np.random.Generator, bits: Array | None = None) -> Array:
         """Augment [h, w] or [h, w, C]; the result has the same shape and type and does not share memory.
+
+        ``bits``, uint8 [h, w, n] masks as bit fields, are moved along in place, by the nearest pixel.
 
         Raises:
             ConfigError: The policy does not fit the channels or the range of the image.
@@ -172,7 +174,11 @@ class Augmenter:
             self._check(bands)
         compose = self._compose(*bands.shape)
         compose.set_random_state(generator, random.Random(int(generator.integers(2**63))))
-        result: Array = compose(image=np.array(bands))["image"]
+        if bits is None:
+            result: Array = compose(image=np.array(bands))["image"]
+        else:
+            moved = compose(image=np.array(bands), mask=bits.copy())
+            result, bits[:] = moved["image"], moved["mask"].reshape(bits.shape)
         return np.ascontiguousarray(result.reshape(image.shape), dtype=image.dtype)
 
     def _check(self, bands: Array) -> None:

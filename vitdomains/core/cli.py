@@ -16,6 +16,7 @@ from rich.table import Table
 from vitdomains.core import terminal, workflow
 from vitdomains.core.atomic import write_atomically
 from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
+from vitdomains.core.config import Config
 from vitdomains.core.configuring import config_from_dict, parse_config, take_overrides
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
@@ -64,7 +65,9 @@ def train(domain: Domain, argv: list[str]) -> int:
     """Train, calibrate, evaluate and write a bundle."""
     prog = f"python -m vitdomains.{domain.name} train"
     about = f"{domain.title}: train a model and write its bundle."
-    config = parse_config(argv, domain.default_config(), prog, description=about, allowed=_allowed(domain))
+    # A file says all that it wants; without one the main job stands. The keys of the one do not leak into the other.
+    default = Config() if any(word.split("=")[0] == "--config" for word in argv) else domain.default_config()
+    config = parse_config(argv, default, prog, description=about, allowed=_allowed(domain))
     with shown_progress() as on_progress:
         outcome = workflow.train(domain, config, on_progress)
     console.print(terminal_table(outcome.report))

@@ -170,6 +170,10 @@ class Recipe:
     """Radius of sharpness-aware minimisation (two passes a step); 0: off."""
     compile: bool = False
     """torch.compile the model."""
+    region_weight: float = 0.0
+    """Weight of the loss on where findings lie, for images with a mask in the manifest (Li et al. 2018); needs model.options pool: lse. 0: off."""
+    region_grid: int = 12
+    """Cells along each side of the image in which findings are looked for."""
     threshold_rule: Literal["youden", "sensitivity", "specificity", "f1"] = "youden"
     """How the operating point of each class is chosen on the validation split."""
     threshold_target: float = 0.9

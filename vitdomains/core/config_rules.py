@@ -86,6 +86,8 @@ RANGES: dict[str, Range] = {
     "recipe.distillation_alpha": _UNIT,
     "recipe.distillation_tau": _POSITIVE,
     "recipe.sam_rho": _COUNT,
+    "recipe.region_weight": _COUNT,
+    "recipe.region_grid": _POSITIVE,
     "recipe.threshold_target": Range(0, 1, above=True, below=True),
     "run.seed": Range(0, 2**32 - 1),
     "run.devices": _ONE_OR_MORE,
@@ -244,6 +246,11 @@ def _recipe(config: Config) -> Iterator[Problem]:
             "Give at most recipe.batch_size.",
         )
     yield from _progression(config)
+    if recipe.region_weight and (config.model.options.get("pool") != "lse" or recipe.frozen_cache_views):
+        yield (
+            f"recipe.region_weight = {recipe.region_weight} needs logits of every patch.",
+            "Set model.options to {pool: lse} and recipe.frozen_cache_views to 0, or recipe.region_weight to 0.",
+        )
     if recipe.frozen_cache_views and config.model.freeze in ("none", "0", "0.0"):
         yield (
             f"recipe.frozen_cache_views = {recipe.frozen_cache_views} but no block is frozen.",

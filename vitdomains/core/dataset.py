@@ -6,7 +6,7 @@ A sample is a function of (seed, epoch, index) alone; nothing random is carried 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,10 +18,11 @@ from torch.utils.data import Dataset
 from vitdomains.core.cache import ImageCache, file_key
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.manifest import Manifest, labels
-from vitdomains.core.preprocess import Array, PreprocessSpec, prepare, resize_array
+from vitdomains.core.preprocess import Array, PreprocessSpec, prepare, prepare_bits, resize_array, resized_spec
 
 ReadImage = Callable[[str], Array]
-Augment = Callable[[Array, np.random.Generator], Array]
+ReadRegions = Callable[[str], Mapping[str, npt.NDArray[np.bool_]]]
+Augment = Callable[[Array, np.random.Generator, Array | None], Array]
 Sample = tuple[Array, npt.NDArray[np.float32], str]
 Batch = tuple[Tensor, Tensor, list[str]]
 
@@ -38,6 +39,9 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor, str]]):
         cache: Where prepared images are kept; None decodes each time.
         augment: (prepared image, generator) -> image of the same shape and type; None for validation.
         seed: Seed of the augmentation.
+        read_regions: Path of a mask -> {class: bool [H, W] on the image}, for rows whose column ``mask`` names one.
+        region_grid: With ``read_regions``: cells along each side; a sample's target then goes on with one label a class
+            and cell, [K + K * grid * grid], NaN for an image without a mask.
     """
 
     def __init__(
@@ -49,7 +53,13 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor, str]]):
         cache: ImageCache | None = None,
         augment: Augment | None = None,
         seed: int = 0,
+        read_regions: ReadRegions | None = None,
+        region_grid: int = 12,
     ) -> None:
+        self.read_regions, self.region_grid = read_regions, region_grid
+        masks = manifest.table["mask"].fillna("") if "mask" in manifest.table else [""] * len(manifest)
+        self.masks: list[str] = [str(path) for path in masks]
+        self._bits: dict[int, Array] = {}
         self.manifest = manifest
         self.read_image = read_image
         self.spec = spec
@@ -121,9 +131,36 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor, str]]):
         image = self.image(index)
         if size is not None and image.shape[:2] != (size, size):
             image = resize_array(image, size, size)
+        bits = self.regions(index, image.shape[:2])
         if self.augment is not None:
-            image = self.augment(image, stream(self.seed, SAMPLES, epoch, index, repeat))
-        return image, self.targets[index], self.ids[index]
+            image = self.augment(image, stream(self.seed, SAMPLES, epoch, index, repeat), bits)
+        target = self.targets[index]
+        if self.read_regions is not None:
+            target = np.concatenate([target, cell_labels(bits, len(target), self.region_grid)])
+        return image, target, self.ids[index]
+
+    def regions(self, index: int, size: tuple[int, int]) -> Array | None:
+        """Where the classes lie on the prepared image: bit k of byte k // 8 for class k, uint8 [h, w, n]; None: not known.
+
+        Raises:
+            ImageError: The mask cannot be read.
+        """
+        if self.read_regions is None or not self.masks[index]:
+            return None
+        if index not in self._bits:
+            known = self.read_regions(self.masks[index])
+            shape = next(iter(known.values())).shape if known else size
+            bits = np.zeros((*shape, -(-len(self.manifest.classes) // 8)), np.uint8)
+            for k, name in enumerate(self.manifest.classes):
+                if name in known:
+                    bits[:, :, k // 8] |= known[name].astype(np.uint8) << (k % 8)
+            # Masks are smooth: half the resolution says where a finding is, at a quarter of the memory.
+            self._bits[index] = prepare_bits(
+                bits, resized_spec(self.spec, (self.spec.height // 2, self.spec.width // 2))
+            )
+        small = self._bits[index]
+        rows, columns = (np.arange(n) * have // n for n, have in zip(size, small.shape[:2], strict=True))
+        return np.ascontiguousarray(small[rows[:, None], columns])
 
     def _decode(self, index: int) -> Array:
         path = self.paths[index]
@@ -133,6 +170,16 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor, str]]):
             raise
         except (VitDomainsError, OSError, EOFError, ValueError, TypeError) as error:
             raise ImageError(path, f"cannot be read ({type(error).__name__}: {error})") from error
+
+
+def cell_labels(bits: Array | None, classes: int, grid: int) -> npt.NDArray[np.float32]:
+    """Whether each class lies in each cell, [K * grid * grid] of 1 and 0; NaN where there is no mask."""
+    if bits is None:
+        return np.full(classes * grid * grid, np.nan, np.float32)
+    for axis in (0, 1):
+        bits = np.bitwise_or.reduceat(bits, np.arange(grid) * bits.shape[axis] // grid, axis=axis)
+    cells = np.unpackbits(bits, axis=2, count=classes, bitorder="little")  # [grid, grid, K]
+    return np.ascontiguousarray(cells.transpose(2, 0, 1), dtype=np.float32).ravel()
 
 
 def stream(*entropy: int) -> np.random.Generator:

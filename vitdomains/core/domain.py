@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 
 from vitdomains.core.config import Config, Data
+from vitdomains.core.dataset import ReadRegions
 from vitdomains.core.manifest import Manifest
 
 ReadImage = Callable[[str | Path], np.ndarray]
@@ -21,7 +22,7 @@ class Domain:
 
     ``read_image`` gives float32 [H, W] or [H, W, C] in 0..1 and raises ``ImageError``; it is a top-level function, for it
     travels to worker processes. ``sources`` are the names that ``data.sources`` takes. ``notice`` stands in every report and
-    model card of the domain.
+    model card of the domain. ``read_regions`` reads what the manifest's column ``mask`` names.
     """
 
     name: str
@@ -34,3 +35,4 @@ class Domain:
     sources: tuple[str, ...] = ()
     storage: Literal["uint8", "float32"] = "uint8"
     notice: str = ""
+    read_regions: ReadRegions | None = None

@@ -151,7 +151,7 @@ def _tokens(
 ) -> Tokens:
     """Tokens of one view of a data set; what an earlier run left in ``folder`` is not computed again."""
     augmented, recipe = view > 0, config.recipe
-    how = (recipe.augment, recipe.randaugment_magnitude, recipe.erasing, config.run.seed) if augmented else ()
+    how = (recipe.augment, recipe.randaugment_magnitude, recipe.erasing, dataset.seed) if augmented else ()
     store = TokenStore(folder, hashlib.sha256(repr((weights, spec, view, how)).encode()).hexdigest()[:16])
     keys = [file_key(path, "tokens").hex() for path in dataset.paths]  # a file that changed is another image
     missing = [i for i, key in enumerate(keys) if key not in store]

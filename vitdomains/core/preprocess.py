@@ -181,6 +181,18 @@ def prepare(image: Array, spec: PreprocessSpec) -> Array:
     return out
 
 
+def prepare_bits(bits: Array, spec: PreprocessSpec) -> Array:
+    """Bring a bit field of masks, uint8 [H, W, n] on the image, to the input size: nearest pixel, nothing set in the padding."""
+    layout = _layout(spec, (bits.shape[0], bits.shape[1]))
+    y, x, height, width = layout.source
+    top, left, inner_h, inner_w = layout.target
+    rows = y + ((np.arange(inner_h) + 0.5) * height / inner_h).astype(int)
+    columns = x + ((np.arange(inner_w) + 0.5) * width / inner_w).astype(int)
+    out = np.zeros((spec.height, spec.width, bits.shape[2]), np.uint8)
+    out[top : top + inner_h, left : left + inner_w] = bits[rows[:, None], columns]
+    return out
+
+
 def _to_storage(image: Array, storage: Storage) -> Array:
     if storage == "uint8":
         if image.dtype == np.uint8:

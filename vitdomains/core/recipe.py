@@ -90,6 +90,27 @@ def distillation_loss(task: Task, student: Tensor, teacher: Tensor, recipe: Reci
     )
 
 
+def region_loss(regions: Tensor, targets: Tensor, grid: int, positive_weight: float = 5.0) -> Tensor:
+    """Binary cross-entropy of each cell of a grid against whether a finding lies there (Li et al. 2018, section 3).
+
+    Args:
+        regions: Logits of the patches, [B, K, h, w].
+        targets: 1, 0 or NaN (no mask known for the image), [B, K * grid * grid].
+        grid: Cells along each side.
+        positive_weight: Weight of cells with a finding, which are few.
+    """
+    wanted = targets.unflatten(1, (regions.shape[1], grid, grid))
+    # The coarser of the two grids decides: a cell has what the best of its parts has.
+    side = min(grid, regions.shape[2])
+    wanted, regions = F.adaptive_max_pool2d(wanted, side), F.adaptive_max_pool2d(regions.float(), side)
+    known = ~wanted.isnan()
+    weight = regions.new_tensor(positive_weight)
+    each = F.binary_cross_entropy_with_logits(
+        regions, torch.where(known, wanted, 0.0), pos_weight=weight, reduction="none"
+    )
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
 @torch.no_grad()
 def sam_ascend(optimizer: torch.optim.Optimizer, rho: float) -> list[tuple[Tensor, Tensor]]:
     """Move every parameter by ``rho`` along the normalised gradient (Foret et al. 2021, equation 2); returns how to undo it."""

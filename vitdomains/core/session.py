@@ -78,6 +78,10 @@ def start(
         fabric.launch()
     torch.manual_seed(run.seed)
     model.to(fabric.device)
+    if recipe.region_weight:
+        model.region_training = True  # type: ignore[assignment]
+    if teacher is not None and getattr(model, "dist_token", None) is not None:
+        model.distilled_training = True  # type: ignore[assignment]
     groups = [{k: v for k, v in group.items() if k != "names"} for group in recipes.parameter_groups(model, recipe)]
     # The fused step unscales fp16 gradients by itself, which leaves nothing to clip.
     fused = precision(recipe.precision, run.accelerator) != "16-mixed"

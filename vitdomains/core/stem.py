@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ConfigError
@@ -12,8 +13,7 @@ from vitdomains.core.errors import ConfigError
 class ConvStem(nn.Module):
     """3x3 convolutions of stride 2 in place of the patches (Xiao et al. 2021): [B,C,h*P,w*P] -> [B,D,h,w].
 
-    The paper's BatchNorm is replaced by GroupNorm (8 channels a group), which does not depend on the batch: films are
-    trained in batches of a few. The paper also takes one block away to keep the cost; say ``depth=11`` for that.
+    The paper also takes one block away to keep the cost; say ``depth=11`` for that.
     """
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
@@ -28,12 +28,14 @@ class ConvStem(nn.Module):
             wider = max(24, width >> (steps - 1 - step)) // 8 * 8
             layers += [
                 nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False),
-                nn.GroupNorm(wider // 8, wider),
+                nn.BatchNorm2d(wider),
                 nn.ReLU(),
             ]
             channels = wider
         self.layers = nn.Sequential(*layers)
         self.proj = nn.Conv2d(channels, width, kernel_size=1)
+        # Channels last is what CPU and GPU kernels want: on a CPU the step is half as long again without it.
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(self.layers(x))  # type: ignore[no-any-return]
+        return self.proj(self.layers(x.contiguous(memory_format=torch.channels_last)))  # type: ignore[no-any-return]

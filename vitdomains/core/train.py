@@ -165,16 +165,18 @@ def take_step(
 
 
 def batch_loss(session: Session, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
-    """The task's loss, and the teacher's where there is one."""
+    """The task's loss, that of the regions where their labels follow those of the image, and the teacher's where there is one."""
+    recipe, labels = session.config.recipe, len(session.task.classes)
     output: Any = session.forward(inputs)
-    logits, distilled = output if isinstance(output, tuple) else (output, output)
-    loss = session.task.loss(logits.float(), targets, weights)
+    logits, extra = output if isinstance(output, tuple) else (output, output)
+    loss = session.task.loss(logits.float(), targets[:, :labels], weights)
+    if targets.shape[1] > labels:
+        loss = loss + recipe.region_weight * recipes.region_loss(extra, targets[:, labels:], recipe.region_grid)
     if session.teacher is None:
         return loss
-    recipe = session.config.recipe
     with torch.no_grad():
         taught = session.teacher(inputs).float()
-    distilling = recipes.distillation_loss(session.task, distilled.float(), taught, recipe)
+    distilling = recipes.distillation_loss(session.task, (logits if extra.ndim == 4 else extra).float(), taught, recipe)
     return (1 - recipe.distillation_alpha) * loss + recipe.distillation_alpha * distilling
 
 

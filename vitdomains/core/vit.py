@@ -32,7 +32,7 @@ SIZES = {  # name: width D, depth, heads H            (Dosovitskiy et al., table
     "H": (1280, 32, 16),
 }
 PATCHES = (8, 14, 16, 32)
-POOLS = ("token", "avg", "token+avg")
+POOLS = ("token", "avg", "token+avg", "lse")
 
 
 class PatchEmbed(nn.Module):
@@ -186,6 +186,7 @@ class VisionTransformer(nn.Module):
         self.prefix = int(class_token) + int(distilled) + register_tokens  # T
         self.prefix_positions = prefix_positions
         self.distilled_training = False
+        self.region_training = False
         self.grad_checkpointing = False
         self.implied_options: dict[str, Any] = {}  # what a checkpoint asked for, kept to build the same model again
         fc_norm = pool == "avg" if fc_norm is None else fc_norm
@@ -210,6 +211,7 @@ class VisionTransformer(nn.Module):
         self.head_dist: nn.Module | None = None
         if distilled:
             self.head_dist = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+        self.combine = nn.Linear(2 * num_classes, num_classes) if pool == "lse" else None
         self._init_weights(position_init)
 
     @torch.no_grad()
@@ -223,6 +225,10 @@ class VisionTransformer(nn.Module):
             self.pos_embed[0, -(self.grid**2) :] = torch.from_numpy(sincos_positions(self.grid, self.width)).to(
                 self.pos_embed
             )
+        if self.combine is not None:
+            # Half of each pooling at the start, and few patches with a finding (Lin et al. 2017, section 3.3).
+            self.combine.weight.copy_(0.5 * torch.eye(self.num_classes).repeat(1, 2))
+            nn.init.constant_(self.head.bias, -2.0)  # type: ignore[arg-type]
         for token, std in ((self.cls_token, 1e-6), (self.dist_token, 0.02), (self.reg_token, 1e-6)):
             if token is not None:
                 nn.init.normal_(token, std=std)
@@ -274,6 +280,8 @@ class VisionTransformer(nn.Module):
                 return (cls + dist) / 2  # type: ignore[no-any-return]
             pair = self.head(cls), self.head_dist(dist)
             return pair if self.distilled_training and self.training else (pair[0] + pair[1]) / 2
+        if self.combine is not None:
+            return self._pool_regions(tokens, pre_logits)
         parts = [tokens[:, 0]] if "token" in self.pool else []
         parts += [tokens[:, self.prefix :].mean(dim=1)] if "avg" in self.pool else []
         x = self.fc_norm(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])  # [B,D] or [B,2D]
@@ -281,6 +289,22 @@ class VisionTransformer(nn.Module):
             x = torch.tanh(self.pre_logits(x))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)  # type: ignore[no-any-return]
+
+    def _pool_regions(self, tokens: Tensor, pre_logits: bool) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits of every patch, pooled by log-sum-exp (Wang et al. 2017, eq. 1) and by their mean, combined.
+
+        With ``region_training`` also the patches' own logits, [B,K,h,w] (square images), for a loss on where findings lie.
+        """
+        patches = self.head_drop(tokens[:, self.prefix :])  # [B,h*w,D]
+        if pre_logits:
+            return patches.mean(dim=1)  # type: ignore[no-any-return]
+        regions = self.head(patches)  # [B,h*w,K]
+        smooth_max = (torch.logsumexp(2 * regions.float(), dim=1) - math.log(regions.shape[1])) / 2
+        logits = self.combine(torch.cat((smooth_max, regions.float().mean(dim=1)), dim=1))  # type: ignore[misc]
+        if not (self.region_training and self.training):
+            return logits  # type: ignore[no-any-return]
+        side = math.isqrt(regions.shape[1])
+        return logits, regions.transpose(1, 2).unflatten(2, (side, side))
 
     def forward(
         self, x: Tensor, return_attn: bool = False

@@ -21,7 +21,7 @@ import torch
 from vitdomains.core import cards
 from vitdomains.core.atomic import write_text
 from vitdomains.core.augment import build_augment
-from vitdomains.core.backbones import build_model, default_mean_std, portable_spec
+from vitdomains.core.backbones import ModelInfo, build_model, default_mean_std, describe, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.cache import ImageCache
 from vitdomains.core.config import Config, Data
@@ -94,7 +94,7 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
         path=run_dir / "bundle", domain=domain.name, task_kind=domain.task, classes=manifest.classes,
         model=replace(portable_spec(config.model, model), image_size=spec.height), preprocess=spec, temperature=(1.0,),
         thresholds=(0.5,) * len(manifest.classes), threshold_rule="", metrics={}, data_card=manifest.name,
-        provenance=provenance(config, manifest, fitted), exports={}, files={},
+        provenance=provenance(config, manifest, fitted, describe(model)), exports={}, files={},
     )  # fmt: skip
     bundle = calibrated(bundle, model, domain, val_set, config, on_progress)
     held_out = subset(manifest, "test")
@@ -196,8 +196,11 @@ def dataset(
     augmented: bool = False,
 ) -> ImageDataset:
     """The images of one split."""
-    augment = build_augment(config.recipe, spec.storage) if augmented else None
-    return ImageDataset(part, domain.read_image, spec, cache=cache, augment=augment, seed=config.run.seed)
+    recipe = config.recipe
+    augment = build_augment(recipe, spec.storage) if augmented else None
+    regions = domain.read_regions if augmented and recipe.region_weight else None
+    return ImageDataset(part, domain.read_image, spec, cache=cache, augment=augment, seed=config.run.seed,
+                        read_regions=regions, region_grid=recipe.region_grid)  # fmt: skip
 
 
 def drop_unreadable(
@@ -233,7 +236,7 @@ def drop_unreadable(
     return take(manifest, ~manifest.table["id"].isin(bad).to_numpy()), skipped
 
 
-def provenance(config: Config, manifest: Manifest, fitted: FitResult) -> dict[str, Any]:
+def provenance(config: Config, manifest: Manifest, fitted: FitResult, model: ModelInfo) -> dict[str, Any]:
     """How the bundle came to be: versions, seed, configuration, data."""
     packages = ("vitdomains", "torch", "timm", "transformers", "numpy", "pydicom", "albumentations", "lightning-fabric")
     versions = {}
@@ -247,6 +250,8 @@ def provenance(config: Config, manifest: Manifest, fitted: FitResult) -> dict[st
         "python": platform.python_version(),
         "packages": versions,
         "seed": config.run.seed,
+        "weights": {"file": Path(model.weights).name, "sha256": model.sha256},
+        "parameters": {"trained": model.trainable, "total": model.total},
         "config": asdict(config),
         "manifest_sha256": manifest_hash(manifest),
         "images": {name or "unassigned": int(n) for name, n in manifest.table["split"].value_counts().items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
 from vitdomains.cxr.film import read_image
-from vitdomains.cxr.sources import SOURCES, build_manifest
+from vitdomains.cxr.sources import SOURCES, build_manifest, read_regions
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 
@@ -13,11 +13,11 @@ NOTICE = "Research use only. Not a medical device: it must not be used for diagn
 def default_config() -> Config:
     """The main job: findings on phantom films, a small ViT from scratch; the same as ``configs/cxr/phantoms.yaml``."""
     return Config(
-        data=Data(root="runs/phantoms", sources=[Source(name="phantoms")], image_size=384),
-        model=Model(name="vit:Ti/32", channels=1, drop_path_rate=0.05, options={"stem": "conv", "pool": "avg"}),
+        data=Data(root="runs/phantoms", sources=[Source(name="phantoms", limit=1200)], image_size=384),
+        model=Model(name="vit:Ti/32", channels=1, options={"stem": "conv", "pool": "lse", "depth": 4}),
         recipe=Recipe(
-            epochs=40, batch_size=16, lr=1e-3, weight_decay=0.05, warmup_epochs=3.0, ema_decay=0.99, augment="cxr",
-            progressive_sizes=[(0.7, 256), (1.0, 384)], positive_weight=3.0,
+            epochs=18, batch_size=16, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.99, augment="cxr",
+            progressive_sizes=[(0.5, 256), (1.0, 384)], region_weight=1.0,
         ),
         run=Run(dir="runs/cxr"),
     )  # fmt: skip
@@ -33,4 +33,5 @@ DOMAIN = Domain(
     extensions=(".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""),
     sources=tuple(SOURCES),
     notice=NOTICE,
+    read_regions=read_regions,
 )

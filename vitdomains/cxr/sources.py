@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,8 +125,21 @@ def phantoms(source: Source, root: Path) -> Manifest:
     # The drawing code takes longer to import than all other sources together; most runs need none of it.
     from vitdomains.cxr.phantom import make_phantoms
 
-    folder = make_phantoms(root, n_films=source.limit or _N_PHANTOMS)
-    return read_manifest(folder / "manifest.csv", name="phantoms")
+    def progress(done: int, total: int) -> None:
+        if done % (total // 10 or 1) == 0:
+            log.info("drawing phantoms: %d of %d films", done, total)
+
+    folder = make_phantoms(root, n_films=source.limit or _N_PHANTOMS, progress=progress)
+    made = read_manifest(folder / "manifest.csv", name="phantoms")
+    masks = [str(folder.resolve() / "masks" / f"{film}.png") for film in made.table["id"]]
+    return replace(made, table=made.table.assign(mask=masks))
+
+
+def read_regions(path: str) -> Mapping[str, npt.NDArray[np.bool_]]:
+    """Where the findings of a phantom film lie, finding -> bool [H, W]; ``path`` is that of its mask."""
+    from vitdomains.cxr.phantom import read_masks
+
+    return read_masks(Path(path).parents[1], Path(path).stem)
 
 
 SOURCES: dict[str, Callable[[Source, Path], Manifest]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain.overlay import Floats, Picture, Style, as_rgb
 
@@ -26,12 +26,7 @@ def write_png(picture: Picture, path: str | Path) -> Path:
     done, data = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
     if not done:
         raise ExplainError(f"A picture of shape {picture.shape} cannot be written.", hint="Give [H,W,3], uint8.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".png")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data.tobytes())
-    Path(name).chmod(0o644)
-    os.replace(name, path)
+    write_atomically(path, lambda part: part.write_bytes(data.tobytes()))
     return path
 
 
