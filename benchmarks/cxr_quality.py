@@ -33,6 +33,8 @@ from vitdomains.core.cache import ImageCache
 from vitdomains.core.config import Config
 from vitdomains.core.configuring import parse_config
 from vitdomains.core.dataset import ImageDataset, warm
+from vitdomains.core.features import split_frozen
+from vitdomains.core.feeds import frozen_tokens, frozen_weights_hash
 from vitdomains.core.loading import batches
 from vitdomains.core.manifest import Manifest, take
 from vitdomains.core.metrics import auroc
@@ -50,14 +52,19 @@ STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
 
 
 @torch.inference_mode()
-def frozen_features(images: ImageDataset, config: Config) -> dict[str, np.ndarray]:
+def frozen_features(images: ImageDataset, config: Config, folder: str) -> dict[str, np.ndarray]:
     """Features of the frozen backbone for every film: [N, D] of the class token, [N, 2 D] with the mean of the patches."""
-    model = build_model(replace(config.model, options={"pool": "token"}), 1, image_size=images.spec.height).eval()
+    model = build_model(config.model, 1, image_size=images.spec.height).eval()
+    split = split_frozen(model)
+    assert split is not None
+    frozen = frozen_weights_hash(model)
+    tokens = frozen_tokens(split[0], images, images.spec, config, Path(folder), torch.device("cpu"), frozen, 0)
     rows = []
-    for batch, _, _ in batches(images, 8, shuffle=False, seed=0, epoch=0):
+    for first in range(0, len(images), 8):
         with torch.autocast("cpu", torch.bfloat16):
-            tokens = model.forward_features(normalise(batch, images.spec)).float()
-        rows.append(torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1).numpy())
+            x = torch.from_numpy(tokens[np.arange(first, min(first + 8, len(images)))]).float()
+            final = model.norm(model.run_blocks(x, start=int(config.model.freeze))).float()
+        rows.append(torch.cat([final[:, 0], final[:, model.prefix :].mean(dim=1)], dim=1).numpy())
     both = np.concatenate(rows)
     return {"class token": both[:, : both.shape[1] // 2], "class token and patch mean": both}
 
@@ -124,7 +131,7 @@ def main() -> None:
         rounds = [(test, 0) for test in tests]
         if not words.folds:
             rounds = [(np.sort(np.concatenate(tests[:3])), seed) for seed in range(words.seeds)]
-        features = frozen_features(everything, config)
+        features = frozen_features(everything, config, folder)
         mine, probes = [], {}
         for number, (test, seed) in enumerate(rounds):
             train = np.setdiff1d(np.arange(len(y)), test)
@@ -148,7 +155,7 @@ def report(classes, y, patients, mine, probes, words, overrides, seconds) -> Non
     """Print and write the table: ``mine`` and the values of ``probes`` are AUROCs [rounds, K]."""
     best = max(probes, key=lambda key: probes[key].mean())
     theirs = probes[best]
-    how = f"{words.folds} folds" if words.folds else f"30 % of the patients held out once, {words.seeds} seeds"
+    how = f"{words.folds} folds" if words.folds else f"30 % of the patients held out once, {len(mine)} seeds"
     table = Table(title=f"AUROC, {how}; {len(y)} films of {patients} patients")
     for name in ("finding", "positives", "recipe", "linear probe", "difference"):
         table.add_column(name, justify="left" if name == "finding" else "right")
@@ -163,7 +170,7 @@ def report(classes, y, patients, mine, probes, words, overrides, seconds) -> Non
         f"recipe by round: {', '.join(f'{v:.3f}' for v in mine.mean(axis=1))}; best probe: {best[0]}, C = {best[1]:g}"
     )
     write_result("cxr_quality", {
-        "arguments": {"folds": words.folds, "seeds": words.seeds, "threads": words.threads, "overrides": overrides},
+        "arguments": {"folds": words.folds, "seeds": len(mine), "threads": words.threads, "overrides": overrides},
         "config": Path(words.config).name, "seconds": seconds, "films": len(y), "patients": patients, "classes": list(classes),
         "positives": y.sum(axis=0).tolist(), "recipe": mine.tolist(), "probe": theirs.tolist(), "probe_choice": list(best),
         "macro": {"recipe": mine.mean(), "probe": theirs.mean(), "difference": mine.mean() - theirs.mean()},

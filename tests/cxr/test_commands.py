@@ -114,7 +114,7 @@ def test_a_fine_tuned_config_goes_from_file_to_bundle_on_the_real_films(shared: 
              "--data.sources", '[{"name": "nih", "csv": "Data_Entry_2017_subset.csv", "limit": 60}]', "--data.image_size", "96",
              "--data.classes", "Pneumonia,Infiltration", "--model.name", "vit:Ti/16", "--model.weights", str(weights),
              "--model.channels", "3", "--model.options", "{}", "--recipe.region_weight", "0", "--recipe.progressive_sizes", "[]",
-             "--recipe.epochs", "1", "--run.dir", str(tmp_path / "run"), "--run.bootstrap", "10", "--run.threads", "1"]  # fmt: skip
+             "--recipe.epochs", "1", "--run.dir", str(tmp_path / "run"), "--run.bootstrap", "10"]  # fmt: skip
     assert cli.main(DOMAIN, words) == 0
     bundle = read_bundle(tmp_path / "run" / "bundle")
     assert bundle.classes == ("Pneumonia", "Infiltration")

@@ -105,17 +105,12 @@ def frozen_feed(
             "recipe.frozen_cache_views cannot go with MixUp, CutMix, progressive sizes or several devices.",
             hint="Switch those off, or set recipe.frozen_cache_views to 0.",
         )
-    weights = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if not parameter.requires_grad:
-            weights.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
-    lower = split[0]
+    lower, weights = split[0], frozen_weights_hash(model)
     # View 0 is the image as validation sees it; the others are augmented.
     views = [
-        _tokens(lower, train, spec, config, folder, device, weights.hexdigest(), v)
-        for v in range(recipe.frozen_cache_views)
+        frozen_tokens(lower, train, spec, config, folder, device, weights, v) for v in range(recipe.frozen_cache_views)
     ]
-    held_out = _tokens(lower, val, spec, config, folder, device, weights.hexdigest(), 0)
+    held_out = frozen_tokens(lower, val, spec, config, folder, device, weights, 0)
     steps = steps_per_epoch(len(train), recipe.batch_size)
 
     def rows(tokens: Tokens, dataset: ImageDataset, order: np.ndarray) -> Iterator[Batch]:
@@ -139,7 +134,16 @@ def frozen_feed(
     return Feed(train_batches, lambda size: rows(held_out, val, np.arange(len(val))), forward, steps)
 
 
-def _tokens(
+def frozen_weights_hash(model: nn.Module) -> str:
+    """Hex sha256 of the parameters that are not trained: with the images, all that frozen tokens depend on."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if not parameter.requires_grad:
+            digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def frozen_tokens(
     lower: Forward,
     dataset: ImageDataset,
     spec: PreprocessSpec,

@@ -13,7 +13,8 @@ from vitdomains.core.errors import ConfigError
 class ConvStem(nn.Module):
     """3x3 convolutions of stride 2 in place of the patches (Xiao et al. 2021): [B,C,h*P,w*P] -> [B,D,h,w].
 
-    The paper also takes one block away to keep the cost; say ``depth=11`` for that.
+    Patch 32 begins with a 7x7 convolution of stride 4. The paper also takes one block away to keep the cost; say
+    ``depth=11`` for that.
     """
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
@@ -24,10 +25,13 @@ class ConvStem(nn.Module):
                 f"stem=conv needs a patch size that is a power of two, not {patch}.", hint="Use 8, 16 or 32."
             )
         layers: list[nn.Module] = []
-        for step in range(steps):
-            wider = max(24, width >> (steps - 1 - step)) // 8 * 8
+        # At patch 32 a fifth layer of stride 2 would work at half the input's resolution, where most of the time would go.
+        strides = [4, 2, 2, 2] if steps == 5 else [2] * steps
+        for step, stride in enumerate(strides):
+            wider = max(24, width >> (len(strides) - 1 - step)) // 8 * 8
+            kernel = 2 * stride - 1
             layers += [
-                nn.Conv2d(channels, wider, 3, stride=2, padding=1, bias=False),
+                nn.Conv2d(channels, wider, kernel, stride=stride, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(wider),
                 nn.ReLU(),
             ]

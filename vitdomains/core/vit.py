@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitdomains.core.attention import attend
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.pooling import as_map, pool_regions, start_pooling
 from vitdomains.core.positions import resample_positions, sincos_positions
 from vitdomains.core.stem import ConvStem
 
@@ -171,9 +172,7 @@ class VisionTransformer(nn.Module):
     ) -> None:
         super().__init__()
         if image_size % patch or width % heads:
-            raise ConfigError(
-                f"image_size {image_size} must be a multiple of patch {patch}, width {width} of heads {heads}."
-            )
+            raise ConfigError(f"image_size {image_size} must be a multiple of {patch}, width {width} of {heads} heads.")
         if pool not in POOLS or stem not in ("patch", "conv") or position_init not in ("random", "sincos"):
             raise ConfigError(
                 f"Unknown option among pool={pool!r}, stem={stem!r}, position_init={position_init!r}.",
@@ -222,13 +221,10 @@ class VisionTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if position_init == "sincos":
-            self.pos_embed[0, -(self.grid**2) :] = torch.from_numpy(sincos_positions(self.grid, self.width)).to(
-                self.pos_embed
-            )
+            grid = torch.from_numpy(sincos_positions(self.grid, self.width))
+            self.pos_embed[0, -(self.grid**2) :] = grid.to(self.pos_embed)
         if self.combine is not None:
-            # Half of each pooling at the start, and few patches with a finding (Lin et al. 2017, section 3.3).
-            self.combine.weight.copy_(0.5 * torch.eye(self.num_classes).repeat(1, 2))
-            nn.init.constant_(self.head.bias, -2.0)  # type: ignore[arg-type]
+            start_pooling(self.combine, self.head)  # type: ignore[arg-type]
         for token, std in ((self.cls_token, 1e-6), (self.dist_token, 0.02), (self.reg_token, 1e-6)):
             if token is not None:
                 nn.init.normal_(token, std=std)
@@ -244,15 +240,11 @@ class VisionTransformer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Image [B,C,h*P,w*P] -> tokens [B,N,D] with their positions (eq. 1): what enters the first block."""
         if x.shape[-2] % self.patch or x.shape[-1] % self.patch:
-            raise ConfigError(
-                f"An input of {tuple(x.shape[-2:])} pixels is not a multiple of the patch size {self.patch}."
-            )
+            raise ConfigError(f"{tuple(x.shape[-2:])} pixels are not a multiple of the patch size {self.patch}.")
         x = self.patch_embed(x)  # [B,D,h,w]
         prefix_pos, grid_pos = self.positions(x.shape[-2], x.shape[-1])
         x = x.flatten(2).transpose(1, 2) + grid_pos  # [B,h*w,D]
-        prefix: list[Tensor] = [
-            token for token in (self.cls_token, self.dist_token, self.reg_token) if token is not None
-        ]
+        prefix: list[Tensor] = [t for t in (self.cls_token, self.dist_token, self.reg_token) if t is not None]
         if not prefix:
             return x
         tokens = torch.cat(prefix, dim=1)  # [1,T,D]
@@ -280,31 +272,17 @@ class VisionTransformer(nn.Module):
                 return (cls + dist) / 2  # type: ignore[no-any-return]
             pair = self.head(cls), self.head_dist(dist)
             return pair if self.distilled_training and self.training else (pair[0] + pair[1]) / 2
-        if self.combine is not None:
-            return self._pool_regions(tokens, pre_logits)
+        if self.combine is not None and not pre_logits:
+            regions = self.head(self.head_drop(tokens[:, self.prefix :]))  # [B,h*w,K]
+            logits = pool_regions(regions, self.combine)
+            return (logits, as_map(regions)) if self.region_training and self.training else logits
         parts = [tokens[:, 0]] if "token" in self.pool else []
-        parts += [tokens[:, self.prefix :].mean(dim=1)] if "avg" in self.pool else []
+        parts += [tokens[:, self.prefix :].mean(dim=1)] if self.pool in ("avg", "token+avg", "lse") else []
         x = self.fc_norm(torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])  # [B,D] or [B,2D]
         if self.pre_logits is not None:
             x = torch.tanh(self.pre_logits(x))
         x = self.head_drop(x)
         return x if pre_logits else self.head(x)  # type: ignore[no-any-return]
-
-    def _pool_regions(self, tokens: Tensor, pre_logits: bool) -> Tensor | tuple[Tensor, Tensor]:
-        """Logits of every patch, pooled by log-sum-exp (Wang et al. 2017, eq. 1) and by their mean, combined.
-
-        With ``region_training`` also the patches' own logits, [B,K,h,w] (square images), for a loss on where findings lie.
-        """
-        patches = self.head_drop(tokens[:, self.prefix :])  # [B,h*w,D]
-        if pre_logits:
-            return patches.mean(dim=1)  # type: ignore[no-any-return]
-        regions = self.head(patches)  # [B,h*w,K]
-        smooth_max = (torch.logsumexp(2 * regions.float(), dim=1) - math.log(regions.shape[1])) / 2
-        logits = self.combine(torch.cat((smooth_max, regions.float().mean(dim=1)), dim=1))  # type: ignore[misc]
-        if not (self.region_training and self.training):
-            return logits  # type: ignore[no-any-return]
-        side = math.isqrt(regions.shape[1])
-        return logits, regions.transpose(1, 2).unflatten(2, (side, side))
 
     def forward(
         self, x: Tensor, return_attn: bool = False

@@ -13,11 +13,10 @@ NOTICE = "Research use only. Not a medical device: it must not be used for diagn
 def default_config() -> Config:
     """The main job: findings on phantom films, a small ViT from scratch; the same as ``configs/cxr/phantoms.yaml``."""
     return Config(
-        data=Data(root="runs/phantoms", sources=[Source(name="phantoms", limit=1200)], image_size=384),
+        data=Data(root="runs/phantoms", sources=[Source(name="phantoms", limit=1800)], image_size=384),
         model=Model(name="vit:Ti/32", channels=1, options={"stem": "conv", "pool": "lse", "depth": 4}),
         recipe=Recipe(
-            epochs=18, batch_size=16, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.99, augment="cxr",
-            progressive_sizes=[(0.5, 256), (1.0, 384)], region_weight=1.0,
+            epochs=13, batch_size=16, lr=1e-3, weight_decay=0.05, warmup_epochs=1.0, ema_decay=0.99, region_weight=1.0
         ),
         run=Run(dir="runs/cxr"),
     )  # fmt: skip
