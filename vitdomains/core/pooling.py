@@ -25,4 +25,5 @@ def pool_regions(regions: Tensor, combine: nn.Linear) -> Tensor:
 def as_map(regions: Tensor) -> Tensor:
     """Logits of the patches of a square image as a map: [B,N,K] -> [B,K,h,w]."""
     side = math.isqrt(regions.shape[1])
-    return regions.transpose(1, 2).unflatten(2, (side, side))
+    mapped: Tensor = regions.transpose(1, 2).unflatten(2, (side, side))
+    return mapped
