@@ -215,4 +215,4 @@ def test_explain_command(
 
 def test_the_report_shows_where_the_calls_come_from(trained: tuple[Path, workflow.Outcome]) -> None:
     page = (trained[1].bundle.path / "report" / "report.html").read_text()
-    assert "left, the surest right call" in page and "right, the surest right call" in page
+    assert "left: the surest right call" in page and "right: the surest right call" in page

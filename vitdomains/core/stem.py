@@ -38,8 +38,7 @@ class ConvStem(nn.Module):
             channels = wider
         self.layers = nn.Sequential(*layers)
         self.proj = nn.Conv2d(channels, width, kernel_size=1)
-        # Channels last is what CPU and GPU kernels want: on a CPU the step is half as long again without it.
-        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
+        # Channels last is what CPU and GPU kernels want: on a CPU the step takes half as long again without it.
         return self.proj(self.layers(x.contiguous(memory_format=torch.channels_last)))  # type: ignore[no-any-return]
