@@ -216,3 +216,14 @@ def test_explain_command(
 def test_the_report_shows_where_the_calls_come_from(trained: tuple[Path, workflow.Outcome]) -> None:
     page = (trained[1].bundle.path / "report" / "report.html").read_text()
     assert "left: the surest right call" in page and "right: the surest right call" in page
+
+
+def test_a_dry_run_estimates_and_leaves_nothing(tmp_path: Path) -> None:
+    root = toy.write_images(tmp_path / "images", n=20)
+    config = toy.config(root, tmp_path / "run")
+    manifest, memory = workflow.rehearse(toy.DOMAIN, config)
+    assert len(manifest) == 20 and not (tmp_path / "run").exists()
+    assert memory["optimiser"] == 2 * memory["gradients"] == 2 * memory["parameters"] > 0
+    doubled = replace(config, recipe=replace(config.recipe, batch_size=16))
+    twice = workflow.rehearse(toy.DOMAIN, doubled)[1]["activations"]
+    assert 1.8 < twice / memory["activations"] < 2.1

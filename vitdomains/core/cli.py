@@ -68,6 +68,8 @@ def train(domain: Domain, argv: list[str]) -> int:
     # A file says all that it wants; without one the main job stands. The keys of the one do not leak into the other.
     default = Config() if any(word.split("=")[0] == "--config" for word in argv) else domain.default_config()
     config = parse_config(argv, default, prog, description=about, allowed=_allowed(domain))
+    if config.run.dry_run:
+        return _rehearse(domain, config)
     with shown_progress() as on_progress:
         outcome = workflow.train(domain, config, on_progress)
     console.print(terminal_table(outcome.report))
@@ -172,6 +174,18 @@ def explain(domain: Domain, argv: list[str]) -> int:
 
 
 SHARED: dict[str, Command] = {"train": train, "evaluate": evaluate, "predict": predict, "explain": explain}
+
+
+def _rehearse(domain: Domain, config: Config) -> int:
+    manifest, memory = workflow.rehearse(domain, config)
+    counts = ", ".join(f"{n} {split or 'unassigned'}" for split, n in manifest.table["split"].value_counts().items())
+    console.print(f"images: {counts}; classes: {', '.join(manifest.classes)}")
+    for what, size in memory.items():
+        console.print(f"{what:<16}{size / 2**20:10.1f} MiB")
+    console.print(
+        f"{'in all':<16}{sum(memory.values()) / 2**20:10.1f} MiB at batch size {config.recipe.batch_size}, in float32"
+    )
+    return 0
 
 
 def _allowed(domain: Domain) -> dict[str, Sequence[str]]:

@@ -32,6 +32,7 @@ from vitdomains.core.explain.show import example_pictures
 from vitdomains.core.lint import lint
 from vitdomains.core.manifest import Manifest, labels, manifest_hash, select_classes, subset, take
 from vitdomains.core.measure import OnProgress, calibrated, floor_table, measure
+from vitdomains.core.memory import training_memory
 from vitdomains.core.predict import Predictor
 from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.process import physical_cores
@@ -119,6 +120,16 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
         write_text(folder / "MODEL_CARD.md", card)
 
     return Outcome(write_bundle(bundle, model.state_dict(), fill), report, fitted, tuple(skipped))
+
+
+def rehearse(domain: Domain, config: Config) -> tuple[Manifest, dict[str, int]]:
+    """Check the data and estimate the memory of a training step in bytes, by what it is for; nothing is trained or written."""
+    manifest = domain.build_manifest(config.data)
+    spec = preprocess_spec(config, domain)
+    for caution in lint(config, n_images=len(subset(manifest, "train")), pretrained_size=None, domain=domain.name):
+        logger.warning("recipe: %s", caution)
+    model = build_model(config.model, len(manifest.classes), image_size=spec.height)
+    return manifest, training_memory(model, spec, config)
 
 
 def assess(
