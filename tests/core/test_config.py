@@ -299,7 +299,9 @@ def test_impossible_combinations_are_named(config: Config, part: str) -> None:
 
 @pytest.mark.parametrize("freeze", ["none", "backbone", "0", "6", "0.5", ".5", "1.0", "stage:2"])
 def test_ways_to_freeze(freeze: str) -> None:
-    validate(Config(model=Model(freeze=freeze)))
+    config = Config(model=Model(freeze=freeze))
+    validate(config)
+    assert config_from_dict(config_to_dict(config)) == config
 
 
 def test_all_problems_are_told_at_once() -> None:
@@ -317,3 +319,4 @@ def test_the_caller_may_say_what_is_allowed() -> None:
 
 def test_the_defaults_are_valid() -> None:
     validate(Config())
+    assert config_from_dict(config_to_dict(Config())) == Config()
