@@ -147,8 +147,10 @@ def main() -> None:
             Console().print(
                 f"{number + 1}/{len(rounds)}: recipe {mine[-1].mean():.3f}, best probe of this round {best:.3f}"
             )
-    report(manifest.classes, y, len(set(groups)), np.array(mine), {k: np.array(v) for k, v in probes.items()}, words, overrides,
-           time.monotonic() - started)  # fmt: skip
+            # After every round, so that a run that is stopped leaves what it has.
+            reached = {key: np.array(values) for key, values in probes.items()}
+            seconds = time.monotonic() - started
+            report(manifest.classes, y, len(set(groups)), np.array(mine), reached, words, overrides, seconds)
 
 
 def report(classes, y, patients, mine, probes, words, overrides, seconds) -> None:  # type: ignore[no-untyped-def]
