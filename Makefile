@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/demo
 # Debian packages that tests call where they can be had (as root, with apt); a test that misses its program is skipped.
-SYSTEM_PACKAGES :=
+SYSTEM_PACKAGES := chromium gdal-bin postgresql
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "==> [2/3] packages at the versions of constraints.txt (about 6 GB with PyTorch; minutes)"
 	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt setuptools
 	@$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
-	  --editable '.[dev,lossless-jpeg]'
+	  --editable '.[apps,dev,lossless-jpeg,openvino,postgres,ray]'
 	@echo "==> [3/3] check"
 	@$(BIN)/python -m pip check
 	@touch $(STAMP)
