@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 # What is not here is not here: no test waits for a hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The commands start anew for another allocator unless it is set; a test that calls one would end pytest with it.
+os.environ.setdefault("MALLOC_TOP_PAD_", "67108864")
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,29 @@ def test_transformers_vit_and_deit(kind: str, old: bool) -> None:
         assert (theirs(x).logits - model(x)).abs().max() < 1e-5
 
 
+def test_parameter_counts_equal_transformers() -> None:
+    import transformers as t
+
+    def count(model: nn.Module) -> int:
+        return sum(parameter.numel() for parameter in model.parameters())
+
+    with torch.device("meta"):
+        base, small = {"num_labels": 1000}, {"hidden_size": 384, "num_attention_heads": 6}
+        assert count(t.ViTForImageClassification(t.ViTConfig(**base))) == count(vit("B/16"))
+        tiny = t.ViTConfig(**base, hidden_size=192, num_attention_heads=3, intermediate_size=768)
+        assert count(t.ViTForImageClassification(tiny)) == count(vit("Ti/16"))
+        large = t.ViTConfig(
+            **base, hidden_size=1024, num_attention_heads=16, num_hidden_layers=24, intermediate_size=4096
+        )
+        assert count(t.ViTForImageClassification(large)) == count(vit("L/16"))
+        teacher = t.DeiTForImageClassificationWithTeacher(t.DeiTConfig(**base))
+        assert count(teacher) == count(vit("B/16", distilled=True))
+        dinov2 = t.Dinov2Config(**base, **small, patch_size=14, image_size=518)
+        ours = vit("S/14", image_size=518, layer_scale=1.0, pool="token+avg")
+        mask = 384  # a token that masked pretraining needs and classification does not
+        assert count(t.Dinov2ForImageClassification(dinov2)) == count(ours) + mask
+
+
 def test_transformers_vit_model_with_its_pooler() -> None:
     import transformers as t
 

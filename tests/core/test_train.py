@@ -25,6 +25,7 @@ from vitdomains.core.errors import ConfigError, TrainingError
 from vitdomains.core.manifest import Manifest, subset
 from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.tasks import build_task
+from vitdomains.core.teacher import Teacher
 from vitdomains.core.train import FitResult, batches_in_group, fit
 
 SPEC = PreprocessSpec(toy.SIZE, toy.SIZE, "squash", 1, (0.4,), (0.25,))
@@ -241,7 +242,7 @@ def test_distillation_follows_the_teacher(root: Path, tmp_path: Path) -> None:
     """A teacher that always says 'left, not right' pulls the student there, against the labels."""
     config = toy.config(root, tmp_path, epochs=4, distillation="soft", distillation_alpha=1.0, distillation_tau=1.0)
     config = replace(config, run=replace(config.run, log_every=1))
-    run(config, teacher=lambda images: torch.tensor([[3.0, -3.0]]).expand(len(images), 2))
+    run(config, teacher=Teacher(lambda images: torch.tensor([[3.0, -3.0]]).repeat(len(images), 1), "always left"))
     log = (tmp_path / "log.csv").read_text().splitlines()
     losses = [float(line.split(",")[3]) for line in log if ",train/loss," in line]
     assert losses[-1] < 0.05 < 0.3 < losses[0]

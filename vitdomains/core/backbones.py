@@ -30,6 +30,7 @@ from vitdomains.core.features import (
     trainable,
 )
 from vitdomains.core.fitting import load_into, load_transformers
+from vitdomains.core.image_tower import PREFIX, build_tower
 from vitdomains.core.vit import VisionTransformer, vit
 
 __all__ = [
@@ -196,7 +197,7 @@ def _build_transformers(
     return wrapped
 
 
-_FAMILIES = {"vit": _build_vit, "timm": _build_timm, "hf": _build_transformers}
+_FAMILIES = {"vit": _build_vit, "timm": _build_timm, "hf": _build_transformers, PREFIX: build_tower}
 
 
 class TransformersClassifier(nn.Module):

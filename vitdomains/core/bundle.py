@@ -112,11 +112,17 @@ def update_bundle(bundle: Bundle, fill: Callable[[Path], object] = lambda folder
     return replace(written, path=bundle.path)
 
 
-def read_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
+def read_bundle(path: str | Path, *, verify: bool = True, domain: str = "") -> Bundle:
     """Read and check a bundle.
 
+    Args:
+        path: Its folder.
+        verify: Whether to compare the hash of every file.
+        domain: The domain that it has to be of; empty: any.
+
     Raises:
-        BundleError: It is not there, was written by a newer version, lacks a file, or a file was changed since.
+        BundleError: It is not there, was written by a newer version, lacks a file, a file was changed since, or it is of
+            another domain.
     """
     folder = Path(path)
     description = folder / "bundle.json"
@@ -143,6 +149,8 @@ def read_bundle(path: str | Path, *, verify: bool = True) -> Bundle:
         raise BundleError(
             f"{description} does not describe a bundle: {error}.", hint="Write the bundle again with train."
         ) from error
+    if domain and bundle.domain != domain:
+        raise BundleError(f"{path} is a bundle of {bundle.domain}.", hint=f"Use python -m vitdomains.{bundle.domain}.")
     if verify:
         _verify(bundle)
     return bundle

@@ -68,7 +68,17 @@ class ImageCache:
         self.spec = spec
         self.folder = None if folder is None else Path(folder)
         self.variant = variant
-        shaping = (spec.height, spec.width, spec.resize, spec.storage, spec.fill, variant)
+        shaping = (
+            spec.height,
+            spec.width,
+            spec.resize,
+            spec.storage,
+            spec.fill,
+            spec.bands,
+            spec.sensor,
+            spec.resample,
+            variant,
+        )
         self._digest = hashlib.sha256(json.dumps(shaping).encode()).hexdigest()
         self._lock = threading.Lock()
         self._memory: dict[bytes, Array] = {}

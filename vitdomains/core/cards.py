@@ -6,7 +6,7 @@ from typing import Any
 
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.domain import Domain
-from vitdomains.core.evaluate import headline
+from vitdomains.core.evaluate import headline, summary
 
 
 def model_card(bundle: Bundle, domain: Domain, report: dict[str, Any]) -> str:
@@ -38,7 +38,7 @@ def model_card(bundle: Bundle, domain: Domain, report: dict[str, Any]) -> str:
         "",
         "| metric | value | 95 % interval (bootstrap over groups) |",
         "| --- | --- | --- |",
-        *(_row(name, value) for name, value in report["macro"].items()),
+        *(_row(name, value) for name, value in summary(report).items()),
         "",
         "Floors on the same images: " + _floors(report),
         "",

@@ -15,19 +15,26 @@ from rich.table import Table
 
 from vitdomains.core import terminal, workflow
 from vitdomains.core.atomic import write_atomically
+from vitdomains.core.audit_command import command as audit_command
 from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
 from vitdomains.core.config import Config
 from vitdomains.core.configuring import config_from_dict, parse_config, take_overrides
-from vitdomains.core.domain import Domain
+from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
-from vitdomains.core.evaluate import headline
+from vitdomains.core.evaluate import headline, summary
 from vitdomains.core.explain import METHODS
 from vitdomains.core.explain.show import explain_file, faithfulness_text, picture, png
+from vitdomains.core.export.command import export
 from vitdomains.core.manifest import folder_manifest
+from vitdomains.core.memory import free_memory, measured_memory
 from vitdomains.core.predict import Predictor
+from vitdomains.core.probe import probe_command
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.report import terminal_table, write_report
 from vitdomains.core.results import write_predictions
+from vitdomains.core.review_command import reviews
+from vitdomains.core.runtime_choice import PRECISIONS
+from vitdomains.core.runtimes import RUNTIMES
 from vitdomains.core.terminal import console, shown_progress
 
 logger = logging.getLogger(__name__)
@@ -114,7 +121,7 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
         update_bundle(
             bundle,
             lambda folder: write_report(report, predictions, folder / "report", title=title, notice=domain.notice),
-            metrics=report["macro"],
+            metrics=summary(report),
         )
     console.print(terminal_table(report))
     console.print(f"report: {where / 'report.html'}")
@@ -129,13 +136,18 @@ def predict(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--out", default="predictions.csv", help=".csv or .parquet (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images a forward pass (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(default: %(default)s)")
+    parser.add_argument(
+        "--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where it is fast, else fp32"
+    )
+    parser.add_argument("--runtime", default="auto", choices=("auto", *RUNTIMES),
+                        help="auto: the fastest of those that the bundle was exported for (default: %(default)s)")  # fmt: skip
     words = _parse(parser, argv, "BUNDLE FILE_OR_FOLDER ... [--out predictions.csv]")
     bundle = _own_bundle(domain, words.bundle)
     records = folder_manifest(words.inputs, domain.extensions, domain.name).table
-    predictor = Predictor(
-        bundle, domain.read_image, precision=words.precision, threads=words.threads, batch_size=words.batch_size
-    )
+    reader = domain_reader(domain, bundle.preprocess)
+    predictor = Predictor(bundle, reader, precision=words.precision, threads=words.threads, batch_size=words.batch_size,
+                          runtime=words.runtime)  # fmt: skip
+    logger.info("%s in %s", predictor.way.runtime, predictor.way.precision)
     with shown_progress() as on_progress:
         errors = write_predictions(predictor, list(zip(records["id"], records["path"], strict=True)), Path(words.out),
                                    lambda done, total: on_progress("predict", done, total, "files"))  # fmt: skip
@@ -158,7 +170,7 @@ def explain(domain: Domain, argv: list[str]) -> int:
     if Path(words.out).suffix != ".png":
         raise ConfigError(f"--out {words.out} is no .png.", hint="Choose a name that ends in .png.")
     bundle = _own_bundle(domain, words.bundle)
-    predictor = Predictor(bundle, domain.read_image)
+    predictor = Predictor(bundle, domain_reader(domain, bundle.preprocess))
     findings = bundle.classes if words.finding == ["all"] else words.finding
     explained = explain_file(predictor, words.input, words.method, findings)
     write_atomically(
@@ -173,17 +185,39 @@ def explain(domain: Domain, argv: list[str]) -> int:
     return 0
 
 
-SHARED: dict[str, Command] = {"train": train, "evaluate": evaluate, "predict": predict, "explain": explain}
+SHARED: dict[str, Command] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "explain": explain,
+    "export": export,
+    "reviews": reviews,
+    "probe": probe_command,
+    "audit": audit_command,
+}
 
 
 def _rehearse(domain: Domain, config: Config) -> int:
     manifest, memory = workflow.rehearse(domain, config)
     counts = ", ".join(f"{n} {split or 'unassigned'}" for split, n in manifest.table["split"].value_counts().items())
     console.print(f"images: {counts}; classes: {', '.join(manifest.classes)}")
+    estimate, mib = sum(memory.values()), 2**20
     for what, size in memory.items():
-        console.print(f"{what:<16}{size / 2**20:10.1f} MiB")
+        console.print(f"{what:<16}{size / mib:10.1f} MiB")
+    console.print(f"{'in all':<16}{estimate / mib:10.1f} MiB at batch size {config.recipe.batch_size}, estimated")
+    free = free_memory(config)
+    if free is not None and estimate > free:
+        console.print(
+            f"not measured: {free / mib:.0f} MiB are free; lower recipe.batch_size or set model.grad_checkpointing"
+        )
+        return 1
+    peak = measured_memory(config, workflow.preprocess_spec(config, domain), len(manifest.classes))
+    if peak is None:
+        console.print("not measured: the system stopped the step for want of memory")
+        return 1
     console.print(
-        f"{'in all':<16}{sum(memory.values()) / 2**20:10.1f} MiB at batch size {config.recipe.batch_size}, in float32"
+        f"{'measured':<16}{peak / mib:10.1f} MiB in real steps, beside what the process itself takes; "
+        f"the estimate is {estimate / peak:.2f} of it"
     )
     return 0
 

@@ -48,8 +48,22 @@ class Data:
     """Classes to learn, in this order; empty: all that the sources label with at least ``min_positives`` positives."""
     min_positives: int = 1
     """Drop a class with fewer positives than this in the training split (only where ``classes`` is empty)."""
-    split: Literal["auto", "official", "grouped", "column"] = "auto"
-    """official: the publisher's lists; grouped: by group (patient, scene), stratified; column: as the table says; auto: the first of column, official, grouped that the source has."""
+    task: Literal["", "singlelabel", "multilabel"] = ""
+    """Whether an image has one class or any number of them; empty: the domain's default."""
+    sensor: str = ""
+    """Tiles: the sensor that gives bands their order, scale and statistics, e.g. sentinel2_l2a; empty: files as they are."""
+    bands: list[str] = field(default_factory=list)
+    """Tiles: bands to read, by name, in the order of the model's channels; empty: all of the file."""
+    mean: list[float] = field(default_factory=list)
+    """Mean per channel that is subtracted, in units of the image as read; empty: that of the weights or the sensor."""
+    std: list[float] = field(default_factory=list)
+    """Standard deviation per channel that is divided by, in the same units; empty: that of the weights or the sensor."""
+    split: Literal["auto", "official", "grouped", "column", "spatial", "longitude"] = "auto"
+    """official: the publisher's lists; grouped: by group (patient, scene), stratified; column: as the table says; spatial: tiles by block of ``block_size``; longitude: tiles from west to east; auto: the first of column, official, grouped that the source has."""
+    block_size: float = 0.0
+    """For ``split: spatial``: side of a block, metres; 0: an eighth of the longer side of the area."""
+    block_buffer: float = 0.0
+    """For ``split: spatial`` and ``longitude``: leave out training and validation tiles nearer than this to a held-out one, centre to centre, metres."""
     val_fraction: float = 0.15
     """Share of the groups held out for calibration and early stopping, where the split does not say, 0..1."""
     test_fraction: float = 0.2
@@ -116,6 +130,10 @@ class Recipe:
     """Factor on the learning rate from each block to the one below it, 0..1; 1: off."""
     head_lr_scale: float = 1.0
     """Factor on the learning rate of the head."""
+    head_init: Literal["random", "probe"] = "random"
+    """probe: a linear head starts as logistic regression on the untrained features of the first epoch (Kumar et al. 2022)."""
+    head_init_c: float = 0.01
+    """Inverse strength of the L2 penalty of that regression, on standardised features."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's moment decay rates."""
     warmup_epochs: float = 2.0

@@ -55,6 +55,8 @@ RANGES: dict[str, Range] = {
     "data.val_fraction": _SHARE,
     "data.test_fraction": _SHARE,
     "data.split_seed": Range(0, 2**32 - 1),
+    "data.block_size": _COUNT,
+    "data.block_buffer": _COUNT,
     "data.image_size": _PIXELS,
     "model.image_size": Range(0, 8192),
     "model.channels": Range(1, 1024),
@@ -69,6 +71,7 @@ RANGES: dict[str, Range] = {
     "recipe.weight_decay": _COUNT,
     "recipe.layer_decay": Range(0, 1, above=True),
     "recipe.head_lr_scale": _POSITIVE,
+    "recipe.head_init_c": _POSITIVE,
     "recipe.betas": _SHARE,
     "recipe.warmup_epochs": _COUNT,
     "recipe.clip_norm": _COUNT,
@@ -185,8 +188,27 @@ def _data(config: Config) -> Iterator[Problem]:
         yield f"data.classes names {name!r} twice.", "Name each class once."
     if any(not name.strip() for name in data.classes):
         yield "data.classes has an empty name.", "Give each class a name."
+    yield from _scale(config)
     for index, source in enumerate(data.sources):
         yield from _source(f"data.sources[{index}]", source)
+
+
+def _scale(config: Config) -> Iterator[Problem]:
+    data, channels = config.data, config.model.channels
+    if data.bands and len(data.bands) != channels:
+        yield (
+            f"data.bands names {len(data.bands)} bands, model.channels is {channels}.",
+            f"Set model.channels to {len(data.bands)}.",
+        )
+    if len(set(data.bands)) < len(data.bands):
+        yield f"data.bands = {data.bands} names a band twice.", "Name each band once."
+    if bool(data.mean) != bool(data.std):
+        yield "data.mean and data.std go together; one of them is empty.", "Give both, or neither."
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if values and len(values) not in (1, channels):
+            yield f"data.{key} has {len(values)} numbers, model.channels is {channels}.", f"Give 1 or {channels}."
+    if any(value <= 0 for value in data.std):
+        yield f"data.std = {data.std} has a number that is not above 0.", "Give numbers above 0."
 
 
 def _source(key: str, source: Source) -> Iterator[Problem]:

@@ -12,6 +12,8 @@ import numpy as np
 from vitdomains.core.config import Config, Data
 from vitdomains.core.dataset import ReadRegions
 from vitdomains.core.manifest import Manifest
+from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.tasks import Kind
 
 ReadImage = Callable[[str | Path], np.ndarray]
 
@@ -23,16 +25,32 @@ class Domain:
     ``read_image`` gives float32 [H, W] or [H, W, C] in 0..1 and raises ``ImageError``; it is a top-level function, for it
     travels to worker processes. ``sources`` are the names that ``data.sources`` takes. ``notice`` stands in every report and
     model card of the domain. ``read_regions`` reads what the manifest's column ``mask`` names.
+
+    A domain whose pixels depend on the preprocessing (the bands of a sensor) gives ``reader``, which makes ``read_image``
+    from it (as ``functools.partial`` of a top-level function, so that it travels too); ``preprocess`` completes the
+    preprocessing from the configuration (bands, scale, mean, storage). ``task`` is what ``data.task`` falls back to.
     """
 
     name: str
     title: str
     build_manifest: Callable[[Data], Manifest]
     read_image: ReadImage
-    task: Literal["multilabel", "singlelabel"]
+    task: Kind
     default_config: Callable[[], Config]
     extensions: tuple[str, ...]
     sources: tuple[str, ...] = ()
     storage: Literal["uint8", "float32"] = "uint8"
     notice: str = ""
     read_regions: ReadRegions | None = None
+    reader: Callable[[PreprocessSpec], ReadImage] | None = None
+    preprocess: Callable[[Config, PreprocessSpec], PreprocessSpec] | None = None
+
+
+def domain_reader(domain: Domain, spec: PreprocessSpec) -> ReadImage:
+    """What reads the domain's images for a model with this preprocessing."""
+    return domain.reader(spec) if domain.reader else domain.read_image
+
+
+def task_kind(domain: Domain, data: Data) -> Kind:
+    """What the model is asked: as the data says, else as the domain does."""
+    return data.task or domain.task

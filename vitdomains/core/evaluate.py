@@ -22,7 +22,7 @@ from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.report import finite, terminal_table, write_report
 from vitdomains.core.weighting import Array, Mask, class_indices, mean_defined
 
-__all__ = ["MIN_SUBGROUP", "evaluate", "headline", "predictions_table", "terminal_table", "write_report"]
+__all__ = ["MIN_SUBGROUP", "evaluate", "headline", "predictions_table", "summary", "terminal_table", "write_report"]
 
 Report = dict[str, Any]
 
@@ -242,6 +242,11 @@ def headline(report: Report) -> tuple[str, dict[str, float | None]]:
     if report["kind"] == "singlelabel":
         return "accuracy", report["overall"]["accuracy"]
     return "auroc", report["macro"]["auroc"]
+
+
+def summary(report: Report) -> dict[str, dict[str, float | None]]:
+    """What a bundle and its card keep of a report: the macro averages and, of a single-label task, the overall metrics."""
+    return {**report.get("overall", {}), **report["macro"]}
 
 
 def predictions_table(

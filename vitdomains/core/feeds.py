@@ -7,7 +7,6 @@ Between the data set and ``fit``. Both feeds have one shape, so the loop knows n
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,18 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitdomains.core.cache import file_key
 from vitdomains.core.config import Config
 from vitdomains.core.dataset import Batch, ImageDataset
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.features import split_frozen
 from vitdomains.core.loading import batches
-from vitdomains.core.manifest import take
 from vitdomains.core.preprocess import PreprocessSpec, normalise
-from vitdomains.core.process import has_fast_bf16
-from vitdomains.core.tokens import Tokens, TokenStore
-
-logger = logging.getLogger(__name__)
+from vitdomains.core.tokens import Tokens, stored_view
 
 Forward = Callable[[Tensor], Tensor]
 
@@ -153,33 +147,5 @@ def frozen_tokens(
     weights: str,
     view: int,
 ) -> Tokens:
-    """Tokens of one view of a data set; what an earlier run left in ``folder`` is not computed again."""
-    augmented, recipe = view > 0, config.recipe
-    how = (recipe.augment, recipe.randaugment_magnitude, recipe.erasing, dataset.seed) if augmented else ()
-    store = TokenStore(folder, hashlib.sha256(repr((weights, spec, view, how)).encode()).hexdigest()[:16])
-    keys = [file_key(path, "tokens").hex() for path in dataset.paths]  # a file that changed is another image
-    missing = [i for i, key in enumerate(keys) if key not in store]
-    if missing:
-        augment = dataset.augment if augmented else None
-        source = ImageDataset(
-            take(dataset.manifest, missing),
-            dataset.read_image,
-            spec,
-            cache=dataset.cache,
-            augment=augment,
-            seed=dataset.seed,
-        )
-        done = 0
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda" or has_fast_bf16()),
-        ):
-            for images, _, _ in batches(
-                source, recipe.batch_size, shuffle=False, seed=config.run.seed, epoch=view, workers=config.run.workers
-            ):
-                tokens = lower(normalise(images.to(device), spec)).to("cpu", torch.float16).numpy()
-                store.append([keys[i] for i in missing[done : done + len(tokens)]], tokens)
-                done += len(tokens)
-                logger.log(logging.INFO if done % (10 * recipe.batch_size) == 0 or done == len(missing) else logging.DEBUG,
-                           "frozen blocks, view %d: %d of %d images", view, done, len(missing))  # fmt: skip
-    return store.select(keys)
+    """Tokens of one view of a data set; ``weights`` is the hash of the frozen part that computes them."""
+    return stored_view("tokens", lower, weights, dataset, spec, config, folder, device, view)

@@ -37,13 +37,14 @@ MAX_ROWS = 5000
 _FOLDS = 3
 _MAX_CATEGORIES = 30
 
-_METRICS: dict[Kind, dict[str, Metric]] = {
+METRICS: dict[Kind, dict[str, Metric]] = {
     "multilabel": {"auroc": metrics.auroc, "average_precision": metrics.average_precision},
     "singlelabel": {"accuracy": metrics.accuracy, "macro_f1": metrics.macro_f1},
 }
+"""What is reported of a simple model; the first chooses its strength."""
 
 
-def _fit_scores(x: Array, y: Array, x_new: Array, kind: Kind, strength: float) -> Array:
+def logistic_scores(x: Array, y: Array, x_new: Array, kind: Kind, strength: float, *, max_iter: int = 300) -> Array:
     """Probabilities [M, K] of logistic regressions on x [N, D], y [N, K]; with one outcome only: its share."""
     out = np.zeros((len(x_new), y.shape[1]))
     if kind == "singlelabel":
@@ -52,7 +53,7 @@ def _fit_scores(x: Array, y: Array, x_new: Array, kind: Kind, strength: float) -
         if len(np.unique(truth[rows])) < 2:
             out[:, truth[rows][:1]] = 1.0
             return out
-        model = LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(x[rows], truth[rows])
+        model = LogisticRegression(C=strength, max_iter=max_iter, tol=1e-3).fit(x[rows], truth[rows])
         out[:, model.classes_] = model.predict_proba(x_new)
         return out
     for k in range(y.shape[1]):
@@ -61,7 +62,7 @@ def _fit_scores(x: Array, y: Array, x_new: Array, kind: Kind, strength: float) -
         if not outcome.any() or outcome.all():
             out[:, k] = float(outcome.mean()) if rows.any() else 0.5
             continue
-        model = LogisticRegression(C=strength, max_iter=300, tol=1e-3).fit(x[rows], outcome)
+        model = LogisticRegression(C=strength, max_iter=max_iter, tol=1e-3).fit(x[rows], outcome)
         out[:, k] = model.predict_proba(x_new)[:, 1]
     return out
 
@@ -71,13 +72,13 @@ def _choose_strength(x: Array, y: Array, groups: npt.NDArray[Any], kind: Kind) -
     folds = min(_FOLDS, len(np.unique(groups)))
     if folds < 2:
         return STRENGTHS[1]
-    lead = next(iter(_METRICS[kind].values()))
+    lead = next(iter(METRICS[kind].values()))
     parts = list(GroupKFold(folds).split(x, groups=groups))
     merits = []
     for strength in STRENGTHS:
         scores = np.zeros(y.shape)
         for train, held_out in parts:
-            scores[held_out] = _fit_scores(x[train], y[train], x[held_out], kind, strength)
+            scores[held_out] = logistic_scores(x[train], y[train], x[held_out], kind, strength)
         merits.append(lead(y, scores))
     return STRENGTHS[int(np.argmax(np.nan_to_num(merits, nan=-1.0)))]
 
@@ -93,7 +94,7 @@ def _thumbnail_scores(
         basis = np.linalg.svd(train, full_matrices=False)[2].T
         train, test = train @ basis, test @ basis
     strength = _choose_strength(train, y, groups, kind)
-    return _fit_scores(train, y, test, kind, strength), strength
+    return logistic_scores(train, y, test, kind, strength), strength
 
 
 def _metadata_scores(meta: pd.DataFrame, y: Array, new: pd.DataFrame, kind: Kind) -> tuple[Array, list[str]] | None:
@@ -113,7 +114,7 @@ def _metadata_scores(meta: pd.DataFrame, y: Array, new: pd.DataFrame, kind: Kind
         (OneHotEncoder(handle_unknown="ignore", sparse_output=False), named),
     )
     x, x_new = prepare.fit_transform(typed(meta)), prepare.transform(typed(new))
-    return _fit_scores(np.asarray(x), y, np.asarray(x_new), kind, METADATA_STRENGTH), numeric + named
+    return logistic_scores(np.asarray(x), y, np.asarray(x_new), kind, METADATA_STRENGTH), numeric + named
 
 
 def _shuffled_labels(y: Array, rng: np.random.Generator, kind: Kind) -> Array:
@@ -131,7 +132,7 @@ def _shuffled_labels(y: Array, rng: np.random.Generator, kind: Kind) -> Array:
 
 def _score(y: Array, s: Array, draws: Draws, kind: Kind) -> tuple[dict[str, float], dict[str, Array]]:
     """Macro metrics and their replicates [R]."""
-    used = _METRICS[kind]
+    used = METRICS[kind]
     found = replicate(lambda w: {name: metric(y, s, weight=w) for name, metric in used.items()}, draws)
     return {name: metric(y, s) for name, metric in used.items()}, found or dict.fromkeys(used, np.empty(0))
 

@@ -77,6 +77,7 @@ def batches(
     world: int = 1,
     repeats: int = 1,
     size: int | None = None,
+    rows: npt.NDArray[np.int64] | None = None,
     depth: int = 4,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
@@ -94,6 +95,7 @@ def batches(
         rank, world: Number of this process and of all of them.
         repeats: Augmented copies of an image in a batch.
         size: Height and width other than those prepared, pixels (progressive training).
+        rows: Rows of the manifest to take, each augmented as in a pass over all of them; None: all.
         depth: Batches that are made ahead.
         pin_memory: Make batches in page-locked memory, for transfer to a GPU.
 
@@ -102,9 +104,11 @@ def batches(
         ImageError: A file cannot be read (raised where the batch would come).
     """
     todo = plan(
-        len(dataset), batch_size, shuffle=shuffle, seed=seed, epoch=epoch,
+        len(dataset) if rows is None else len(rows), batch_size, shuffle=shuffle, seed=seed, epoch=epoch,
         drop_last=drop_last, rank=rank, world=world, repeats=repeats,
     )[start:]  # fmt: skip
+    if rows is not None:
+        todo = [np.stack([rows[batch[:, 0]], batch[:, 1]], axis=1) for batch in todo]
     # A sample is small: threads inside cv2 cost more than they give, and they take cores from the forward pass.
     cv2.setNumThreads(1)
     view = _Epoch(dataset, epoch, size)

@@ -15,7 +15,7 @@ from vitdomains.core.bundle import Bundle
 from vitdomains.core.calibrate import choose_thresholds, fit_temperature
 from vitdomains.core.config import Config
 from vitdomains.core.dataset import ImageDataset
-from vitdomains.core.domain import Domain
+from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.evaluate import evaluate
 from vitdomains.core.floors import floors, thumbnail
 from vitdomains.core.loading import batches
@@ -37,7 +37,8 @@ def calibrated(
 ) -> Bundle:
     """The bundle with temperature and thresholds, both from the validation split only."""
     recipe = config.recipe
-    predictor = Predictor(bundle, domain.read_image, batch_size=recipe.batch_size, model=model)
+    reader = domain_reader(domain, bundle.preprocess)
+    predictor = Predictor(bundle, reader, batch_size=recipe.batch_size, model=model)
     logits, targets = logits_of(predictor, val, config, on_progress, "calibrate"), labels(val.manifest)
     temperature = fit_temperature(logits, targets, bundle.task_kind)
     scores = bundle.task.scores(logits, temperature)

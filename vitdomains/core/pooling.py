@@ -18,7 +18,8 @@ def start_pooling(combine: nn.Linear, head: nn.Linear) -> None:
 def pool_regions(regions: Tensor, combine: nn.Linear) -> Tensor:
     """Logits of patches [B,N,K] -> logits [B,K]: their log-sum-exp (Wang et al. 2017, eq. 1) and their mean, combined."""
     smooth_max = (torch.logsumexp(2 * regions.float(), dim=1) - math.log(regions.shape[1])) / 2
-    pooled: Tensor = combine(torch.cat((smooth_max, regions.float().mean(dim=1)), dim=1))
+    both = torch.cat((smooth_max, regions.float().mean(dim=1)), dim=1)
+    pooled: Tensor = combine(both.to(combine.weight.dtype))
     return pooled
 
 

@@ -7,25 +7,37 @@ order of the input, and a file that cannot be read becomes a row with an error.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
-from vitdomains.core.errors import BundleError, ImageError
-from vitdomains.core.preprocess import normalise, prepare
-from vitdomains.core.process import has_fast_bf16, physical_cores
+from vitdomains.core.errors import ImageError
+from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
+from vitdomains.core.process import physical_cores
+from vitdomains.core.runtime_choice import PROBE_SECONDS, Way, choose, possible_ways
+from vitdomains.core.runtimes import in_bf16, session
 
 logger = logging.getLogger(__name__)
 
 Record = tuple[str, str]
 """Id and path of one image."""
+
+Forward = Callable[[Tensor], np.ndarray]
+"""Stored images [B, C', H, W] -> logits [B, K]."""
+
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 @dataclass(frozen=True)
@@ -47,13 +59,16 @@ class Predictor:
         bundle: A bundle, or its folder.
         read_image: Reader of the domain: path -> float32 [H, W] or [H, W, C] in 0..1.
         device: Where the model runs; ``auto`` takes a GPU where there is one.
-        precision: ``auto`` computes in bf16 where the processor does so in hardware, else in float32.
+        precision: ``auto`` computes in bf16 where the processor does so in hardware, else in float32; or ``fp32``, ``bf16``,
+            and for exported artefacts ``fp16`` and ``int8``.
         threads: Compute threads; 0: one per physical core.
         batch_size: Images per forward pass.
-        model: The bundle's model where it is in memory already; else it is read from the bundle.
+        model: The bundle's model where it is in memory already; else it is read from the bundle when it is needed.
+        runtime: ``torch`` runs the model itself; ``onnx`` and ``openvino`` run what was exported and passed its gates; ``auto``
+            takes the fastest of them on this machine, by a probe of some seconds that is remembered.
 
     Raises:
-        BundleError: The bundle is damaged.
+        BundleError: The bundle is damaged, or holds no artefact for this runtime and precision.
     """
 
     def __init__(
@@ -66,23 +81,68 @@ class Predictor:
         threads: int = 0,
         batch_size: int = 8,
         model: nn.Module | None = None,
+        runtime: str = "torch",
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-        if precision not in ("auto", "fp32", "bf16"):
-            raise BundleError(f"precision {precision!r} is not known.", hint="Use auto, fp32 or bf16.")
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.batch_size = batch_size
-        torch.set_num_threads(threads or physical_cores())
-        self.model = (load_model(self.bundle) if model is None else model).to(self.device).eval()
+        self.threads = threads or physical_cores()
+        torch.set_num_threads(self.threads)
         self.read_image = read_image
         self._task = self.bundle.task
-        self._bf16 = precision == "bf16" or (precision == "auto" and (self.device.type == "cuda" or has_fast_bf16()))
+        self._model = model if model is None else model.to(self.device).eval()
+        ways = possible_ways(self.bundle, runtime, precision, cuda=self.device.type == "cuda")
+        self.way = ways[0] if runtime != "auto" else self._fastest(ways)
+        self._forward: Forward | None = None
+
+    @property
+    def model(self) -> nn.Module:
+        """The bundle's model in float32, on the device."""
+        if self._model is None:
+            self._model = load_model(self.bundle).to(self.device)
+        return self._model
 
     def logits(self, images: Tensor) -> np.ndarray:
         """Logits [B, K] of prepared images [B, C', H, W] in the storage type of the bundle's preprocessing."""
-        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            output: Tensor = self.model(normalise(images.to(self.device), self.bundle.preprocess))
-        return output.float().cpu().numpy()
+        if self._forward is None:
+            self._forward = self._load(self.way)
+        return self._forward(images)
+
+    def _load(self, way: Way, streams: int = 1) -> Forward:
+        spec, device = self.bundle.preprocess, self.device
+        if way.runtime != "torch":
+            file = self.bundle.path / self.bundle.exports[way.format]["files"][0]
+            run = session(file, way.runtime, threads=self.threads, precision=way.arithmetic, device=device.type,
+                          streams=streams)  # fmt: skip
+            return lambda images: run(normalised(images.numpy(), spec))
+        bf16 = way.precision == "bf16"
+        model = in_bf16(self.model).eval() if bf16 else self.model
+
+        def forward(images: Tensor) -> np.ndarray:
+            if device.type == "cuda":  # page-locked memory travels while the GPU computes
+                images = images.pin_memory().to(device, non_blocking=True)
+            with torch.inference_mode():
+                x = normalise(images, spec)
+                output: Tensor = model(x.bfloat16() if bf16 else x)
+            return output.float().cpu().numpy()
+
+        return forward
+
+    def _streams(self, way: Way) -> int:
+        """Batches that are computed at once: exported artefacts take one a core, which keeps every core at work."""
+        return self.threads if way.runtime != "torch" and self.device.type == "cpu" else 1
+
+    def _fastest(self, ways: tuple[Way, ...]) -> Way:
+        spec = self.bundle.preprocess
+        shape = (self.batch_size, spec.channels, spec.height, spec.width)
+        noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+        images = torch.from_numpy(noise if spec.storage == "uint8" else noise.astype(np.float32))
+
+        def measured(way: Way) -> float:
+            forward = self._load(way, self._streams(way))
+            return images_per_second(forward, images, self._streams(way), PROBE_SECONDS / len(ways))
+
+        return choose(self.bundle, ways, measured, shape, threads=self.threads)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities [N, K]."""
@@ -94,20 +154,34 @@ class Predictor:
             return (self.bundle.classes[int(scores.argmax())],)
         return tuple(c for c, s, t in zip(self.bundle.classes, scores, self.bundle.thresholds, strict=True) if s >= t)
 
-    def predict(self, records: Iterable[Record], *, decoders: int = 2) -> Iterator[Prediction]:
-        """One prediction a record, in order; a bad file never stops the others."""
-        iterator = iter(records)
-        with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
-            pending: list[tuple[Record, Future[np.ndarray | str]]] = []
-            while True:
-                # Two batches ahead: decoding fills one while the model works on the other.
-                pending += [
-                    (r, pool.submit(self._prepare, r[1])) for r in islice(iterator, 2 * self.batch_size - len(pending))
-                ]
-                if not pending:
-                    return
-                batch, pending = pending[: self.batch_size], pending[self.batch_size :]
-                yield from self._forward([(record, future.result()) for record, future in batch])
+    def predict(self, records: Iterable[Record], *, decoders: int = 0) -> Iterator[Prediction]:
+        """One prediction a record, in order; a bad file never stops the others.
+
+        Args:
+            records: Id and path each; read as they are needed.
+            decoders: Threads that decode ahead of the model where PyTorch runs it; 0: one for four compute threads on a CPU,
+                one per core beside a GPU. With other runtimes each stream decodes its own images.
+        """
+        cv2.setNumThreads(1)  # an image is small: threads inside cv2 would only take cores from the model
+        streams = self._streams(self.way)
+        if streams > 1:
+            forward = self._load(self.way, streams)
+            batches = batched(iter(records), self._share(records, streams))
+            for predictions in ahead(lambda batch: self._work(batch, forward), batches, streams, 2 * streams):
+                yield from predictions
+            return
+        decoders = decoders or (physical_cores() if self.device.type == "cuda" else max(1, self.threads // 4))
+        decoded = ahead(lambda record: (record, self._prepare(record[1])), records, decoders, 2 * self.batch_size)
+        for batch in batched(decoded, self.batch_size):
+            yield from self._scored(batch, self.logits)
+
+    def _share(self, records: Iterable[Record], streams: int) -> int:
+        """Images in a batch: of a short list so few that every stream has some."""
+        count = len(records) if isinstance(records, Sequence) else self.batch_size * streams
+        return max(1, min(self.batch_size, -(-count // streams)))
+
+    def _work(self, batch: Sequence[Record], forward: Forward) -> list[Prediction]:
+        return list(self._scored([(record, self._prepare(record[1])) for record in batch], forward))
 
     def _prepare(self, path: str) -> np.ndarray | str:
         try:
@@ -116,14 +190,14 @@ class Predictor:
             return str(error)
         return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
-    def _forward(self, batch: list[tuple[Record, np.ndarray | str]]) -> Iterator[Prediction]:
+    def _scored(self, batch: Sequence[tuple[Record, np.ndarray | str]], forward: Forward) -> Iterator[Prediction]:
         channels = {image.shape[0] for _, image in batch if not isinstance(image, str)}
         scores: dict[int, np.ndarray] = {}
         # Grey and colour files may stand in one folder; each goes through as what it is.
         for count in channels:
             rows = [i for i, (_, image) in enumerate(batch) if not isinstance(image, str) and image.shape[0] == count]
             images = torch.from_numpy(np.stack([np.asarray(batch[i][1]) for i in rows]))
-            scores |= dict(zip(rows, self.scores(self.logits(images)), strict=True))
+            scores |= dict(zip(rows, self.scores(forward(images)), strict=True))
         nothing = np.full(len(self.bundle.classes), np.nan)
         for i, ((identity, path), image) in enumerate(batch):
             if isinstance(image, str):
@@ -131,3 +205,46 @@ class Predictor:
                 yield Prediction(identity, path, nothing, (), self.bundle.id, image)
             else:
                 yield Prediction(identity, path, scores[i], self.labels(scores[i]), self.bundle.id)
+
+
+def ahead(work: Callable[[In], Out], items: Iterable[In], threads: int, depth: int) -> Iterator[Out]:
+    """``map`` in threads: results in the order of the items, with at most ``depth`` items begun that nobody has asked for."""
+    with ThreadPoolExecutor(threads) as pool:
+        begun: deque[Future[Out]] = deque()
+        try:
+            for item in items:
+                begun.append(pool.submit(work, item))
+                if len(begun) == depth:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for future in begun:  # whoever stops early does not wait for what nobody wants
+                future.cancel()
+
+
+def batched(items: Iterable[In], size: int) -> Iterator[list[In]]:
+    """Lists of ``size`` items, the last one of what is left."""
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def normalised(images: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
+    """``normalise`` for arrays, in the calling thread alone: streams that each called PyTorch's threads would fight for cores."""
+    std = np.asarray(spec.std, np.float64).reshape(-1, 1, 1) * (255.0 if images.dtype == np.uint8 else 1.0)
+    mean = np.asarray(spec.mean, np.float64).reshape(-1, 1, 1) / np.asarray(spec.std, np.float64).reshape(-1, 1, 1)
+    out = np.empty((len(images), spec.channels, *images.shape[2:]), np.float32)
+    np.multiply(images, (1 / std).astype(np.float32), out=out)
+    return np.subtract(out, mean.astype(np.float32), out=out)
+
+
+def images_per_second(forward: Forward, images: Tensor, streams: int, seconds: float) -> float:
+    """Throughput of ``streams`` calls at once over some seconds, after one call each to warm up; at least two rounds."""
+    with ThreadPoolExecutor(streams) as pool:
+        list(pool.map(forward, [images] * streams))
+        start, rounds = time.perf_counter(), 0
+        while rounds < 2 or time.perf_counter() - start < seconds:
+            list(pool.map(forward, [images] * streams))
+            rounds += 1
+        return rounds * streams * len(images) / (time.perf_counter() - start)

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vitdomains.core.errors import ConfigError
 
 Resize = Literal["letterbox", "crop", "squash"]
 Storage = Literal["uint8", "float32"]
+Resample = Literal["area", "bilinear", "bicubic"]
 Array = npt.NDArray[Any]
 
 
@@ -44,12 +47,20 @@ class PreprocessSpec:
     """Type in which a prepared image is kept: uint8 (0..1 rounded to 256 levels) or float32 (any scale)."""
     fill: float = 0.0
     """Value of padding and of non-finite pixels, in units of the image."""
+    bands: tuple[str, ...] = ()
+    """Names of the bands that the reader takes from a file, in the order of the channels; empty: the file as it is."""
+    sensor: str = ""
+    """Name of the sensor that gives the bands their order and scale; empty: none is known."""
+    resample: Resample = "area"
+    """area: see ``resize_array``; bilinear, bicubic: the antialiased filters of Pillow and torchvision, as CLIP and SigLIP were
+    trained with, and ``crop`` cuts after resizing."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
         object.__setattr__(self, "std", tuple(float(s) for s in self.std))
-        for name, allowed in (("resize", get_args(Resize)), ("storage", get_args(Storage))):
-            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
+        for name, allowed in (("resize", Resize), ("storage", Storage), ("resample", Resample)):
+            names = get_args(allowed)
+            _require(getattr(self, name) in names, name, getattr(self, name), f"one of {', '.join(names)}")
         for name in ("height", "width", "channels"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("mean", "std"):
@@ -58,6 +69,9 @@ class PreprocessSpec:
             _require(bool(np.isfinite(value).all()), name, value, "finite")
         _require(min(self.std) > 0, "std", self.std, "above 0")
         _require(bool(np.isfinite(self.fill)), "fill", self.fill, "finite")
+        object.__setattr__(self, "bands", tuple(self.bands))
+        named = not self.bands or (len(self.bands) == self.channels and len(set(self.bands)) == self.channels)
+        _require(named, "bands", self.bands, f"none, or {self.channels} different names")
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
@@ -72,7 +86,7 @@ class PreprocessSpec:
         """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
-        missing = sorted(known - {"storage", "fill"} - set(values))
+        missing = sorted(known - {"storage", "fill", "bands", "sensor", "resample"} - set(values))
         if unknown or missing:
             raise ConfigError(
                 f"Preprocessing with unknown keys {unknown} and missing keys {missing}.",
@@ -139,6 +153,33 @@ def resize_array(image: Array, height: int, width: int) -> Array:
     return image
 
 
+def resize_filtered(image: Array, height: int, width: int, resample: Resample, *, crop: bool = False) -> Array:
+    """Resize [H, W] or [H, W, C] with a filter that widens as the image shrinks; the numbers are torchvision's.
+
+    With ``crop`` the shorter side is brought to size and the middle is cut out afterwards, as image processors of CLIP do.
+    """
+    in_h, in_w = image.shape[:2]
+    inner_h, inner_w = height, width
+    if crop:
+        # No strip becomes a huge intermediate: of a very long one only the middle is looked at, beyond the filter's reach.
+        most_h, most_w = (4 * max(1, round(side)) for side in (in_w * height / width, in_h * width / height))
+        if in_h > most_h or in_w > most_w:
+            top, left = max(0, in_h - most_h) // 2, max(0, in_w - most_w) // 2
+            return resize_filtered(image[top : top + most_h, left : left + most_w], height, width, resample, crop=True)
+        wide = in_w * height >= in_h * width
+        inner_h, inner_w = (height, height * in_w // in_h) if wide else (width * in_h // in_w, width)
+    planes = torch.from_numpy(np.ascontiguousarray(image))
+    planes = planes.permute(2, 0, 1)[None] if image.ndim == 3 else planes[None, None]
+    if (inner_h, inner_w) != (in_h, in_w):
+        planes = F.interpolate(planes, (inner_h, inner_w), mode=resample, antialias=True)
+    top, left = round((inner_h - height) / 2), round((inner_w - width) / 2)
+    out = planes[0, :, top : top + height, left : left + width].numpy()
+    if image.ndim == 2:
+        return np.asarray(out[0])
+    # cv2 interleaves planes several times as fast as a strided copy.
+    return cv2.merge(list(out)) if len(out) <= 4 else np.ascontiguousarray(out.transpose(1, 2, 0))
+
+
 def prepare(image: Array, spec: PreprocessSpec) -> Array:
     """Bring a decoded image to the input size and the storage type.
 
@@ -169,11 +210,19 @@ def prepare(image: Array, spec: PreprocessSpec) -> Array:
         image = image.astype(np.float32, copy=False)
     layout = _layout(spec, (image.shape[0], image.shape[1]))
     y, x, height, width = layout.source
-    part = image[y : y + height, x : x + width]
-    resized = resize_array(part, *layout.target[2:])
+    inner_h, inner_w = layout.target[2:]
+    if spec.resample == "area":
+        part = image[y : y + height, x : x + width]
+        shrink = partial(resize_array, height=inner_h, width=inner_w)
+    else:
+        part = image
+        shrink = partial(
+            resize_filtered, height=inner_h, width=inner_w, resample=spec.resample, crop=spec.resize == "crop"
+        )
+    resized = shrink(part)
     # Averaging spreads a non-finite pixel, so looking at the small result finds every one in the large original.
     if image.dtype != np.uint8 and not np.isfinite(resized).all():
-        resized = resize_array(np.where(np.isfinite(part), part, np.float32(spec.fill)), *layout.target[2:])
+        resized = shrink(np.where(np.isfinite(part), part, np.float32(spec.fill)))
     stored = _to_storage(resized, spec.storage)
     out = np.full((spec.height, spec.width, *image.shape[2:]), _stored_fill(spec), dtype=spec.storage)
     top, left, inner_h, inner_w = layout.target

@@ -22,10 +22,12 @@ from vitdomains.core.checkpoint import RunLog, load_state, save_state
 from vitdomains.core.config import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.feeds import Feed, Forward, frozen_feed, image_feed
+from vitdomains.core.headstart import fit_head, head_inputs, linear_head
 from vitdomains.core.manifest import manifest_hash
 from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.core.tasks import Task
+from vitdomains.core.teacher import Teach, Teacher, teaching
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Session:
     forward: Forward  # inputs of the feed -> logits, through ``wrapped``
     optimizer: Any
     ema: ModelEmaV3 | None
-    teacher: Forward | None
+    teach: Teach | None
     weight_of: dict[str, float]
     state: dict[str, Any]
     log: RunLog | None
@@ -64,7 +66,7 @@ class Session:
 
 def start(
     model: nn.Module, task: Task, train: ImageDataset, val: ImageDataset, spec: PreprocessSpec, config: Config,
-    teacher: Forward | None, on_progress: OnProgress,
+    teacher: Teacher | None, on_progress: OnProgress,
 ) -> Session:  # fmt: skip
     """Put the model on its device, build the optimiser and the feed, and go to where a resumed run stopped."""
     recipe, run = config.recipe, config.run
@@ -86,13 +88,11 @@ def start(
     # The fused step unscales fp16 gradients by itself, which leaves nothing to clip.
     fused = precision(recipe.precision, run.accelerator) != "16-mixed"
     optimizer: Any = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
-    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     wrapped, optimizer = fabric.setup(torch.compile(model) if recipe.compile else model, optimizer)
-    folder = Path(run.dir) / "checkpoint"
+    folder, cache = Path(run.dir) / "checkpoint", Path(config.data.cache_dir or Path(run.dir) / "cache")
+    teach = teaching(teacher, train, spec, config, cache, fabric.device) if teacher else None
     if recipe.frozen_cache_views:
-        feed = frozen_feed(
-            model, train, val, spec, config, Path(config.data.cache_dir or Path(run.dir) / "cache"), fabric.device
-        )
+        feed = frozen_feed(model, train, val, spec, config, cache, fabric.device)
         forward = feed.forward(model)
     else:
         feed = image_feed(train, val, spec, config, fabric.device, fabric.global_rank, fabric.world_size)
@@ -102,6 +102,9 @@ def start(
         "fingerprint": fingerprint, "epoch": 0, "step": 0, "global_step": 0,
         "best": -math.inf, "best_epoch": -1, "best_size": 0, "history": [],
     }  # fmt: skip
+    if recipe.head_init == "probe" and "model" not in state:
+        _start_head(model, task, feed, config, fabric, spec.height)
+    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     if "model" in state:
         model.load_state_dict(state.pop("model"))
         optimizer.load_state_dict(state.pop("optimizer"))
@@ -112,8 +115,18 @@ def start(
     log = RunLog(folder.parent, state["global_step"], run.mlflow, described) if fabric.is_global_zero else None
     table = train.manifest.table
     weight_of = dict(zip(table["id"], table["weight"], strict=True)) if "weight" in table else {}
-    return Session(config, task, feed, fabric, model, wrapped, forward, optimizer, ema, teacher, weight_of, state, log,
+    return Session(config, task, feed, fabric, model, wrapped, forward, optimizer, ema, teach, weight_of, state, log,
                    on_progress, saved_at=time.monotonic())  # fmt: skip
+
+
+def _start_head(model: nn.Module, task: Task, feed: Feed, config: Config, fabric: Any, height: int) -> None:
+    """The head as a linear probe of what the first epoch shows, the same on every device."""
+    head = linear_head(model, len(task.classes))
+    with fabric.autocast():
+        images = feed.train(0, recipes.size_at(0, config.recipe, height), 0)
+        x, y = head_inputs(model, head, feed.forward(model), images)
+    fit_head(head, x, y[:, : len(task.classes)], task, config.recipe.head_init_c)
+    head.load_state_dict(fabric.broadcast(head.state_dict()))
 
 
 def save(session: Session, epoch: int, step: int) -> None:

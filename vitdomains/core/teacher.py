@@ -1,21 +1,39 @@
-"""A teacher to distil from: a bundle, or any model with weights."""
+"""A teacher to distil from: a bundle, or any model with weights; asked once an image where that is all it can be asked."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from vitdomains.core.backbones import build_model, default_mean_std
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.config import Config, Model
+from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.feeds import Forward
-from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.preprocess import PreprocessSpec, normalise
+from vitdomains.core.tokens import stored_view
+
+Teach = Callable[[Tensor, Sequence[str], int], Tensor]
+"""What the feed gave (inputs, ids) in which epoch -> the teacher's logits [B, K]."""
 
 
-def load_teacher(config: Config, spec: PreprocessSpec, classes: tuple[str, ...]) -> Forward:
-    """Logits [B, K] of the teacher for images as the student gets them.
+@dataclass(frozen=True)
+class Teacher:
+    """``logits`` gives [B, K] for images [B, C, H, W] normalised for the student; ``content`` is a hash of all it depends on."""
+
+    logits: Forward
+    content: str
+
+
+def load_teacher(config: Config, spec: PreprocessSpec, classes: tuple[str, ...]) -> Teacher:
+    """The teacher of ``config.recipe``, for images as the student gets them.
 
     The student's normalisation is undone and the teacher's applied, so the two may come from different schools.
 
@@ -30,12 +48,8 @@ def load_teacher(config: Config, spec: PreprocessSpec, classes: tuple[str, ...])
                 f"The teacher {name} knows {', '.join(bundle.classes)}.",
                 hint=f"Set data.classes to these, or train one for {', '.join(classes)}.",
             )
-        model, mean, std, size = (
-            load_model(bundle),
-            bundle.preprocess.mean,
-            bundle.preprocess.std,
-            bundle.preprocess.height,
-        )
+        model, own = load_model(bundle), bundle.preprocess
+        mean, std, size = own.mean, own.std, own.height
     else:
         if not config.recipe.teacher_weights:
             raise ConfigError(
@@ -45,15 +59,52 @@ def load_teacher(config: Config, spec: PreprocessSpec, classes: tuple[str, ...])
         teacher = Model(name=name, weights=config.recipe.teacher_weights, channels=config.model.channels)
         size = spec.height
         model, (mean, std) = build_model(teacher, len(classes), image_size=size), default_mean_std(teacher)
-    model = model.eval().requires_grad_(False)
+    return Teacher(_asked(model.eval().requires_grad_(False), spec, mean, std, size), _content(model, mean, std, size))
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
+
+def _asked(
+    model: nn.Module, spec: PreprocessSpec, mean: tuple[float, ...], std: tuple[float, ...], size: int
+) -> Forward:
+    def logits(images: Tensor) -> Tensor:
         model.to(images.device)
         shift = [images.new_tensor(v).view(1, -1, 1, 1) for v in (spec.mean, spec.std, mean, std)]
         raw = images * shift[1] + shift[0]
         if images.shape[-1] != size:
             raw = torch.nn.functional.interpolate(raw, (size, size), mode="bilinear", antialias=True)
-        logits: torch.Tensor = model((raw - shift[2]) / shift[3])
-        return logits
+        return model((raw - shift[2]) / shift[3])  # type: ignore[no-any-return]
 
-    return forward
+    return logits
+
+
+def _content(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], size: int) -> str:
+    digest = hashlib.sha256(repr((type(model).__name__, mean, std, size)).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def teaching(
+    teacher: Teacher, train: ImageDataset, spec: PreprocessSpec, config: Config, folder: Path, device: torch.device
+) -> Teach:
+    """How the loop asks: from ``folder``, where every image is seen in few ways that were all asked before, else anew each time.
+
+    The logits are kept where nothing is drawn at random (no augmentation, no mixing, one size), and for the views of frozen
+    blocks. What changes with every epoch cannot be asked ahead: a teacher must see what the student sees (Beyer et al. 2022,
+    "Knowledge distillation: A good teacher is patient and consistent", section 3.1).
+    """
+    recipe, run = config.recipe, config.run
+    still = train.augment is None and not (recipe.mixup or recipe.cutmix or recipe.progressive_sizes)
+    views = recipe.frozen_cache_views or int(still and run.devices * run.num_nodes == 1)
+    if not views:
+        return lambda inputs, ids, epoch: teacher.logits(normalise(inputs.to(device), spec)).float()
+    kept = [
+        stored_view("teacher", teacher.logits, teacher.content, train, spec, config, folder, device, view)
+        for view in range(views)
+    ]
+    row = {identity: i for i, identity in enumerate(train.ids)}
+
+    def remembered(inputs: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
+        rows = np.array([row[identity] for identity in ids])
+        return torch.from_numpy(kept[epoch % views][rows]).to(device)
+
+    return remembered

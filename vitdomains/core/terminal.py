@@ -75,8 +75,8 @@ def shown_progress(every_seconds: float = 10.0) -> Iterator[OnProgress]:
         nonlocal last
         now = time.monotonic()
         started, first = began.setdefault(phase, (now, done - 1))
-        if done < total and now - last < every_seconds:
-            return
+        if done < total and (now - last < every_seconds or now == started):
+            return  # the first call of a phase says where it begins: no time left can be told from it
         last = now
         left = (now - started) / max(1, done - first) * (total - done)
         logger.info("%s: %d of %d %s, about %s left", PHASES.get(phase, phase), done, total, text, _duration(left))

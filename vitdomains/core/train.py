@@ -21,10 +21,10 @@ from vitdomains.core.checkpoint import load_weights, save_weights
 from vitdomains.core.config import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.errors import ConfigError, TrainingError
-from vitdomains.core.feeds import Forward
 from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.session import OnProgress, Session, save, start
 from vitdomains.core.tasks import Task
+from vitdomains.core.teacher import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def fit(
     spec: PreprocessSpec,
     config: Config,
     *,
-    teacher: Forward | None = None,
+    teacher: Teacher | None = None,
     on_progress: OnProgress = lambda done, total, text: None,
 ) -> FitResult:
     """Train ``model`` in place; it ends with the weights of the best or last epoch (``recipe.keep``), or their moving average.
@@ -62,7 +62,7 @@ def fit(
         val: Validation images, not augmented.
         spec: How a batch of images is normalised for this model.
         config: The whole configuration; ``recipe`` and ``run`` are used.
-        teacher: Gives the logits to distil from for what the model is fed.
+        teacher: Gives the logits to distil from.
         on_progress: Called after every step with steps done, steps in all, and a short text.
 
     Raises:
@@ -114,12 +114,12 @@ def train_epoch(session: Session, epoch: int, size: int) -> float:
         if mixing:
             generator = np.random.default_rng([run.seed, epoch, step])
             inputs, targets = mix(inputs, targets, mixup=recipe.mixup, cutmix=recipe.cutmix, generator=generator)
+        taught = ask(session, inputs, ids, epoch)
         weights = torch.tensor([session.weight_of[i] for i in ids], dtype=torch.float32) if session.weight_of else None
         last = step + 1 == steps
         due = last or (step + 1) % recipe.accumulate == 0
-        losses.append(
-            take_step(session, inputs, targets, weights, due, batches_in_group(step, steps, recipe.accumulate))
-        )
+        share = batches_in_group(step, steps, recipe.accumulate)
+        losses.append(take_step(session, inputs, targets, weights, taught, due, share))
         state["global_step"] += 1
         session.seen += len(ids)
         if last or state["global_step"] % run.log_every == 0:
@@ -134,9 +134,19 @@ def train_epoch(session: Session, epoch: int, size: int) -> float:
     return torch.stack(losses).mean().item() if losses else math.nan
 
 
+@torch.no_grad()
+def ask(session: Session, inputs: Tensor, ids: list[str], epoch: int) -> Tensor | None:
+    """The teacher's logits [B, K], where there is a teacher."""
+    if session.teach is None:
+        return None
+    with session.fabric.autocast():
+        return session.teach(inputs, ids, epoch)
+
+
 def take_step(
-    session: Session, inputs: Tensor, targets: Tensor, weights: Tensor | None, updates: bool, share: int
-) -> Tensor:
+    session: Session, inputs: Tensor, targets: Tensor, weights: Tensor | None, taught: Tensor | None,
+    updates: bool, share: int,
+) -> Tensor:  # fmt: skip
     """Backward of one batch, its loss divided by ``share``; where ``updates``, the optimiser's step. Returns the loss."""
     recipe, fabric, optimizer = session.config.recipe, session.fabric, session.optimizer
     targets = targets.to(fabric.device)
@@ -144,7 +154,7 @@ def take_step(
 
     def backward() -> Tensor:
         with fabric.autocast():
-            loss = batch_loss(session, inputs, targets, weights)
+            loss = batch_loss(session, inputs, targets, weights, taught)
         fabric.backward(loss / share)
         return loss.detach()
 
@@ -164,7 +174,9 @@ def take_step(
     return loss
 
 
-def batch_loss(session: Session, inputs: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+def batch_loss(
+    session: Session, inputs: Tensor, targets: Tensor, weights: Tensor | None, taught: Tensor | None
+) -> Tensor:
     """The task's loss, that of the regions where their labels follow those of the image, and the teacher's where there is one."""
     recipe, labels = session.config.recipe, len(session.task.classes)
     output: Any = session.forward(inputs)
@@ -172,10 +184,8 @@ def batch_loss(session: Session, inputs: Tensor, targets: Tensor, weights: Tenso
     loss = session.task.loss(logits.float(), targets[:, :labels], weights)
     if targets.shape[1] > labels:
         loss = loss + recipe.region_weight * recipes.region_loss(extra, targets[:, labels:], recipe.region_grid)
-    if session.teacher is None:
+    if taught is None:
         return loss
-    with torch.no_grad():
-        taught = session.teacher(inputs).float()
     distilling = recipes.distillation_loss(session.task, (logits if extra.ndim == 4 else extra).float(), taught, recipe)
     return (1 - recipe.distillation_alpha) * loss + recipe.distillation_alpha * distilling
 

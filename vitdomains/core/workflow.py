@@ -26,8 +26,9 @@ from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.cache import ImageCache
 from vitdomains.core.config import Config, Data
 from vitdomains.core.dataset import ImageDataset, warm
-from vitdomains.core.domain import Domain
+from vitdomains.core.domain import Domain, domain_reader, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.evaluate import summary
 from vitdomains.core.explain.show import example_pictures
 from vitdomains.core.lint import lint
 from vitdomains.core.manifest import Manifest, labels, manifest_hash, select_classes, subset, take
@@ -84,7 +85,8 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
         config, n_images=len(train_set), pretrained_size=None, domain=domain.name, positions_resampled=True
     ):
         logger.warning("recipe: %s", caution)
-    task = build_task(domain.task, manifest.classes, config.recipe, labels(train_set.manifest))
+    kind = task_kind(domain, config.data)
+    task = build_task(kind, manifest.classes, config.recipe, labels(train_set.manifest))
     torch.manual_seed(config.run.seed)
     model = build_model(config.model, len(manifest.classes), image_size=spec.height)
     teacher = load_teacher(config, spec, manifest.classes) if config.recipe.teacher else None
@@ -92,7 +94,7 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
                  on_progress=lambda done, total, text: on_progress("train", done, total, text))  # fmt: skip
 
     bundle = Bundle(
-        path=run_dir / "bundle", domain=domain.name, task_kind=domain.task, classes=manifest.classes,
+        path=run_dir / "bundle", domain=domain.name, task_kind=kind, classes=manifest.classes,
         model=replace(portable_spec(config.model, model), image_size=spec.height), preprocess=spec, temperature=(1.0,),
         thresholds=(0.5,) * len(manifest.classes), threshold_rule="", metrics={}, data_card=manifest.name,
         provenance=provenance(config, manifest, fitted, describe(model)), exports={}, files={},
@@ -105,13 +107,14 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
         )
         held_out = val_set.manifest
     test_set = dataset(domain, held_out, spec, cache, config)
-    predictor = Predictor(bundle, domain.read_image, batch_size=config.recipe.batch_size, model=model)
+    reader = domain_reader(domain, spec)
+    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, model=model)
     report, predictions = measure(predictor, test_set, config, on_progress)
-    report["floors"] = floor_table(train_set, test_set, predictions, domain.task, config)
+    report["floors"] = floor_table(train_set, test_set, predictions, kind, config)
     pictures = example_pictures(
         predictor, test_set, predictions, lambda done, total: on_progress("explain", done, total, "pictures")
     )
-    bundle = replace(bundle, metrics=report["macro"])
+    bundle = replace(bundle, metrics=summary(report))
     card = cards.model_card(bundle, domain, report)
 
     def fill(folder: Path) -> None:
@@ -156,7 +159,8 @@ def assess(
         found = ", ".join(f"{name or 'unassigned'}: {n}" for name, n in manifest.table["split"].value_counts().items())
         raise ManifestError(f"The {split} split is empty ({found}).", hint="Choose another --split, or all.")
     part = select_classes(part, bundle.classes)
-    predictor = Predictor(bundle, domain.read_image, batch_size=config.recipe.batch_size)
+    reader = domain_reader(domain, bundle.preprocess)
+    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size)
     part, _ = drop_unreadable(
         domain, part, bundle.preprocess, cache := ImageCache(bundle.preprocess), None, on_progress
     )
@@ -193,8 +197,11 @@ def cache_folder(config: Config) -> Path:
 def preprocess_spec(config: Config, domain: Domain) -> PreprocessSpec:
     """The one description of how images become input, from the configuration and what the weights expect."""
     size = config.model.image_size or config.data.image_size
-    mean, std = default_mean_std(config.model)
-    return PreprocessSpec(size, size, config.data.resize, config.model.channels, mean, std, domain.storage)
+    mean, std = (config.data.mean, config.data.std) if config.data.mean else default_mean_std(config.model)
+    spec = PreprocessSpec(
+        size, size, config.data.resize, config.model.channels, tuple(mean), tuple(std), domain.storage
+    )
+    return domain.preprocess(config, spec) if domain.preprocess else spec
 
 
 def dataset(
@@ -210,7 +217,7 @@ def dataset(
     recipe = config.recipe
     augment = build_augment(recipe, spec.storage) if augmented else None
     regions = domain.read_regions if augmented and recipe.region_weight else None
-    return ImageDataset(part, domain.read_image, spec, cache=cache, augment=augment, seed=config.run.seed,
+    return ImageDataset(part, domain_reader(domain, spec), spec, cache=cache, augment=augment, seed=config.run.seed,
                         read_regions=regions, region_grid=recipe.region_grid)  # fmt: skip
 
 
@@ -229,7 +236,7 @@ def drop_unreadable(
     """
     if cache is None:
         return manifest, []
-    everything = ImageDataset(manifest, domain.read_image, spec, cache=cache, augment=None, seed=0)
+    everything = ImageDataset(manifest, domain_reader(domain, spec), spec, cache=cache, augment=None, seed=0)
     skipped = warm(everything, progress=lambda done, total: on_progress("read", done, total, "images"))
     if not skipped:
         return manifest, []
@@ -267,6 +274,7 @@ def provenance(config: Config, manifest: Manifest, fitted: FitResult, model: Mod
         "manifest_sha256": manifest_hash(manifest),
         "images": {name or "unassigned": int(n) for name, n in manifest.table["split"].value_counts().items()},
         "groups": int(manifest.table["group"].nunique()),
+        "tile_pixels": int(manifest.table["width"].median()) if "width" in manifest.table else 0,
         "best_epoch": fitted.best_epoch,
         "best_validation": fitted.best,
     }

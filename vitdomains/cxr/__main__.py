@@ -1,4 +1,4 @@
-"""``python -m vitdomains.cxr``: the shared commands, and phantoms."""
+"""``python -m vitdomains.cxr``: the shared commands, phantoms and reports."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from vitdomains.core.domain import Domain
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.phantom import make_phantoms
+from vitdomains.cxr.report import report
 
 
 def phantoms(domain: Domain, argv: list[str]) -> int:
@@ -29,4 +30,4 @@ def phantoms(domain: Domain, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(DOMAIN, sys.argv[1:], {"phantoms": phantoms}))
+    sys.exit(main(DOMAIN, sys.argv[1:], {"phantoms": phantoms, "report": report}))

@@ -14,16 +14,9 @@ import pandas as pd
 from vitdomains.core.config import Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import Manifest, make_manifest
+from vitdomains.core.tables import find_file, label_columns, read_table, require_columns
 from vitdomains.cxr import labels, vocabularies
-from vitdomains.cxr.source_tables import (
-    find_file,
-    image_folders,
-    label_columns,
-    locate,
-    patient_columns,
-    read_table,
-    require_columns,
-)
+from vitdomains.cxr.source_tables import image_folders, locate, patient_columns
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core import checks
+from vitdomains.core.assembly import complete_splits, keep_rows, limited, source_root
 from vitdomains.core.config import Data, Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import (
     LABEL_PREFIX,
     Manifest,
-    check_splits,
     make_manifest,
     merge,
     read_manifest,
@@ -29,10 +29,10 @@ from vitdomains.core.manifest import (
     with_split,
 )
 from vitdomains.core.manifest import labels as targets_of
-from vitdomains.core.splits import grouped_split
+from vitdomains.core.tables import label_columns, read_table, require_columns
 from vitdomains.cxr import labels, publishers
 from vitdomains.cxr.publishers import boxes
-from vitdomains.cxr.source_tables import label_columns, patient_columns, read_table, require_columns
+from vitdomains.cxr.source_tables import patient_columns
 
 __all__ = ["SOURCES", "boxes", "build_manifest", "csv_source", "phantoms"]
 
@@ -175,7 +175,7 @@ def build_manifest(data: Data, *, check_files: bool = True, require_positives: b
     sources = data.sources or [Source(name="phantoms")]
     joined = merge([_read(source, data) for source in sources])
     chosen = _explicit_classes(joined, data.classes) if data.classes else joined
-    m = _complete_splits(chosen, data)
+    m = complete_splits(chosen, data)
     if not data.classes:
         m = _drop_rare_classes(m, data.min_positives)
     known = ~np.isnan(targets_of(m)).all(axis=1)
@@ -201,16 +201,9 @@ def _read(source: Source, data: Data) -> Manifest:
         )
     if data.split == "grouped":
         m = with_split(m, [""] * len(m))
-    for column, values in source.keep.items():
-        require_columns(m.table, [column], f"The source {source.name} ({m.name})")
-        m = take(m, m.table[column].astype("str").isin([str(v) for v in values]).to_numpy(dtype=bool))
-        if not len(m):
-            raise ManifestError(
-                f"No image of {m.name} has {column} in {', '.join(map(str, values))}.",
-                hint="Correct the source's `keep`.",
-            )
+    m = keep_rows(m, source.keep)
     if source.limit > 0 and source.name != "phantoms":
-        m = _limited(m, source.limit, data.split_seed)
+        m = limited(m, source.limit, data.split_seed)
     log.info("%s: %d images, %d groups", m.name, len(m), m.table["group"].nunique())
     return m
 
@@ -219,30 +212,7 @@ def _root(source: Source, data: Data) -> Path:
     """The source's folder; phantoms alone may have a root that does not exist yet."""
     if source.name == "phantoms":
         return Path(data.root, source.root) if data.root or source.root else Path(_PHANTOM_ROOT)
-    if not data.root and not source.root:
-        raise ManifestError(
-            f"The source {source.name} has no root.", hint="Say where the data set lies: --data.root FOLDER."
-        )
-    root = Path(data.root, source.root).expanduser()
-    if not root.is_dir():
-        raise ManifestError(
-            f"The root of the source {source.name}, {root}, is no folder.",
-            hint="Set --data.root to where the data set lies; data_cards/ says how to get it.",
-        )
-    return root
-
-
-def _limited(m: Manifest, limit: int, seed: int) -> Manifest:
-    """Whole groups in the order of a seeded shuffle, as many as fit, rows in table order."""
-    sizes = m.table.groupby("group", sort=True).size()
-    order = sizes.iloc[np.random.default_rng(seed).permutation(len(sizes))]
-    fits = order.index[(order.cumsum() <= limit).to_numpy()]
-    if not len(fits):
-        raise ManifestError(
-            f"`limit: {limit}` is less than the {int(order.iloc[0])} images of the first group of {m.name}.",
-            hint="Raise the limit.",
-        )
-    return take(m, m.table["group"].isin(fits).to_numpy(dtype=bool))
+    return source_root(source, data)
 
 
 def _explicit_classes(m: Manifest, names: Sequence[str]) -> Manifest:
@@ -274,24 +244,3 @@ def _drop_rare_classes(m: Manifest, least: int) -> Manifest:
             hint="Lower `data.min_positives`, raise `limit`, or check the labels.",
         )
     return select_classes(m, kept)
-
-
-def _complete_splits(m: Manifest, data: Data) -> Manifest:
-    """Fill the split column source by source.
-
-    Where a source gives a test but no validation split (or the reverse), the other is taken by group from its training
-    rows.
-    """
-    check_splits(m)
-    owner = m.table["source"] if "source" in m.table.columns else pd.Series("", index=m.table.index)
-    splits = m.table["split"].to_numpy(dtype=object).copy()
-    for name in owner.unique():
-        rows = np.flatnonzero((owner == name).to_numpy())
-        given = set(splits[rows])
-        if {"val", "test"} - given:
-            # Only undecided rows are assigned: offer the training rows for what is missing.
-            splits[rows] = np.where(splits[rows] == "train", "", splits[rows])
-        part = with_split(take(m, rows), splits[rows])
-        full = grouped_split(part, data.val_fraction, data.test_fraction, data.split_seed)
-        splits[rows] = full.table["split"].to_numpy(dtype=object)
-    return with_split(m, list(splits))

@@ -18,7 +18,7 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
     for module in model.modules():
-        attention = getattr(module, "attn", None) or getattr(module, "attention", None)
+        attention = next((a for n in ("attn", "attention", "self_attn") if (a := getattr(module, n, None))), None)
         if module in inside or not isinstance(attention, nn.Module) or len(list(module.children())) < 2:
             continue
         found.append(module)

@@ -104,6 +104,16 @@ def as_rgb(image: npt.NDArray[Any]) -> Picture:
     return np.ascontiguousarray(rgb, dtype=np.uint8)
 
 
+def composite(image: npt.NDArray[Any]) -> Picture:
+    """The first three bands (of fewer the first) of an image [H,W,C] of any scale as [H,W,3] RGB, to look at.
+
+    Each band is stretched between its 2nd and 98th percentile. Models never see this: it makes all images equally bright.
+    """
+    bands = np.atleast_3d(image)[:, :, : 3 if image.ndim == 3 and image.shape[2] >= 3 else 1].astype(np.float32)
+    low, high = np.nanpercentile(bands, (2, 98), axis=(0, 1))
+    return as_rgb((bands - low) / np.maximum(high - low, 1e-12))
+
+
 def blend(image: npt.NDArray[Any], heat: Floats, style: Style = Style()) -> Picture:
     """The map over the image, both [H,W], at the image's size.
 

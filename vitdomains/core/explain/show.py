@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain.assess import heatmaps
 from vitdomains.core.explain.inspection import attention_blocks
 from vitdomains.core.explain.maps import CLASS_AGNOSTIC, Heatmap
-from vitdomains.core.explain.overlay import overlay, panel, to_original
+from vitdomains.core.explain.overlay import composite, overlay, panel, to_original
 from vitdomains.core.predict import Predictor
 from vitdomains.core.preprocess import geometry, normalise, prepare
 
@@ -26,7 +27,7 @@ from vitdomains.core.preprocess import geometry, normalise, prepare
 class Explained:
     """One image with its heat maps: ``heats`` [H, W] lie on the original image, ``scores`` are the class probabilities [K]."""
 
-    image: npt.NDArray[np.float32]
+    image: npt.NDArray[Any]
     maps: tuple[Heatmap, ...]
     heats: tuple[npt.NDArray[np.float32], ...]
     findings: tuple[str, ...]
@@ -67,7 +68,9 @@ def explain_file(
     maps = heatmaps(predictor.model, x, bundle.classes, method, indices, kind=bundle.task_kind, steps=steps)[0]
     affine = geometry(bundle.preprocess, image.shape[:2])
     heats = tuple(to_original(m.values, affine, image.shape[:2]) for m in maps)
-    return Explained(image, tuple(maps), heats, chosen, scores)
+    # Bands of any scale are no picture yet.
+    shown = composite(image) if bundle.preprocess.storage == "float32" else image
+    return Explained(shown, tuple(maps), heats, chosen, scores)
 
 
 def picture(explained: Explained, classes: Sequence[str], method: str) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,94 @@
+"""What the review apps share on screen: the notice that is always there, errors and empty states that say what to do, style."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+
+import numpy as np
+import streamlit as st
+from PIL import Image
+
+from vitdomains.core.errors import VitDomainsError
+
+# Colours of AA contrast (4.5 to 1 at least) on light and on dark: light-dark() follows the theme that Streamlit sets.
+_STYLE = """
+<style>
+.stApp { --vd-note: light-dark(#fff4d6, #3a3013); --vd-note-ink: light-dark(#5b4300, #ffe3a0);
+  --vd-soft: light-dark(#4d535b, #b3b9c1); --vd-line: light-dark(#c9cdd3, #454a52); --vd-mark: light-dark(#0b57d0, #8ab4f8); }
+/* A reading screen of 1366 x 768 has no room for margins: the notice takes the place of Streamlit's empty header. */
+[data-testid="stHeader"] { height: 2rem; min-height: 0; background: transparent; pointer-events: none; }
+[data-testid="stHeader"] button { pointer-events: auto; }
+.stMainBlockContainer { padding: 2.3rem 1rem .6rem; }
+.stMainBlockContainer [data-testid="stVerticalBlock"] { gap: .5rem; }
+.stMainBlockContainer [data-testid="stHorizontalBlock"] { gap: .5rem; }
+.stButton button { min-height: 2.1rem; padding: .1rem .5rem; }
+[data-testid="stButtonGroup"] button { min-height: 1.8rem; padding: 0 .45rem; }
+[data-testid="stButtonGroup"] button p { font-size: .8rem; }
+.vd-notice { position: fixed; top: 3px; left: 3.2rem; right: 1rem; z-index: 999990; background: var(--vd-note);
+  color: var(--vd-note-ink); padding: 3px 10px; border-radius: 4px; font-size: .82rem; line-height: 1.35; }
+[data-testid="stElementContainer"]:has(.vd-notice, .stHtml > style) { position: absolute; }
+.vd-soft { color: var(--vd-soft); font-size: .8rem; line-height: 1.35; }
+.vd-finding { font-size: .86rem; line-height: 1.25; border-left: 3px solid transparent; padding-left: 6px; }
+.vd-finding.now { border-left-color: var(--vd-mark); font-weight: 600; }
+.vd-bar { position: relative; height: 6px; margin-top: 3px; background: var(--vd-line); border-radius: 3px; }
+.vd-bar i { position: absolute; left: 0; top: 0; bottom: 0; background: var(--vd-mark); border-radius: 3px; }
+.vd-bar b { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--vd-note-ink); }
+.vd-key { font-family: monospace; border: 1px solid var(--vd-line); border-radius: 3px; padding: 0 4px; }
+</style>
+"""
+
+
+def style() -> None:
+    """Once a run, before anything else is drawn."""
+    st.html(_STYLE)
+
+
+def icon() -> Image.Image:
+    """The page's icon, drawn here: Streamlit's named icons come from a server of others."""
+    y, x = np.mgrid[-16:16, -16:16] + 0.5
+    lungs = ((np.abs(x) - 7) / 5) ** 2 + (y / 12) ** 2 < 1
+    grey = np.where(lungs, 60 + 60 * (np.sin(y * 1.3) > 0.4), 190)
+    return Image.fromarray(grey.astype(np.uint8))
+
+
+def notice(text: str) -> None:
+    """The sentence that every page shows first."""
+    st.html(f'<div class="vd-notice" role="note">{escape(text)}</div>')
+
+
+def soft(text: str) -> None:
+    """Small print; plain text."""
+    st.html(f'<div class="vd-soft">{escape(text)}</div>')
+
+
+def show_problem(error: VitDomainsError) -> None:
+    """What is wrong and what to do, in two sentences."""
+    st.error(plain(f"{error.message} {error.hint}"), icon=":material/error:")
+
+
+def empty(title: str, what_to_do: str) -> None:
+    """A place where nothing is yet, and how it gets filled."""
+    st.info(f"**{plain(title)}**  \n{plain(what_to_do)}", icon=":material/inbox:")
+
+
+@contextmanager
+def problems() -> Iterator[None]:
+    """Errors that a user can cause are shown in place; the rest of the page stays."""
+    try:
+        yield
+    except VitDomainsError as error:
+        show_problem(error)
+
+
+def plain(text: str) -> str:
+    """Text that Streamlit shows as it is: nothing in it counts as Markdown."""
+    for character in "\\`*_{}[]()#+!|~<>$:":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def label(name: str) -> str:
+    """A class name as a reader would write it."""
+    return name.replace("_", " ")

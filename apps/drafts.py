@@ -1,0 +1,98 @@
+"""What a reviewer has begun to say of a film and not yet saved; it survives a reload of the page, not of the server."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vitdomains.core.review import Answer, Decision, Region, ReviewError, Role
+
+IDLE_SECONDS = 300.0
+"""A pause longer than this is no time spent on the film."""
+
+Word = str
+"""``agree`` | ``disagree`` | ``unsure``, or before the model is shown ``present`` | ``absent`` | ``unsure``."""
+
+
+@dataclass
+class Draft:
+    """The one object of this app that changes: answers by finding, note, marks, and the time spent so far."""
+
+    answers: dict[str, Word] = field(default_factory=dict)
+    note: str = ""
+    regions: list[dict[str, Any]] = field(default_factory=list)
+    changed: bool = False
+    seconds: float = 0.0
+    touched: float = field(default_factory=time.monotonic)
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def touch(self, now: float | None = None) -> None:
+        """Count the time since the last sign of life, unless it was a pause."""
+        now = time.monotonic() if now is None else now
+        if now - self.touched < IDLE_SECONDS:
+            self.seconds += now - self.touched
+        self.touched = now
+
+    def saved(self) -> None:
+        """What follows is another act."""
+        self.changed, self.seconds, self.token = False, 0.0, uuid.uuid4().hex
+
+
+def words_of(values: Mapping[str, str], calls: Mapping[str, str], revealed: bool) -> dict[str, Word]:
+    """What was saved (finding to ``present``, ``absent`` or ``unsure``) in the words that the page offers now."""
+    words = {}
+    for name, value in values.items():
+        call = calls.get(name, "")
+        judged = value != "unsure" and revealed and call
+        words[name] = ("agree" if value == call else "disagree") if judged else value
+    return words
+
+
+def options_of(call: str, revealed: bool) -> tuple[Word, Word, Word]:
+    """The words that a finding can be answered with."""
+    return ("agree", "disagree", "unsure") if revealed and call else ("present", "absent", "unsure")
+
+
+def decision_of(
+    draft: Draft,
+    *,
+    item: str,
+    bundle_id: str,
+    reviewer: str,
+    role: Role,
+    probabilities: Mapping[str, float],
+    calls: Mapping[str, str],
+    blinded: bool,
+) -> Decision:
+    """The draft as the store takes it.
+
+    Raises:
+        ReviewError: Nothing was judged, or a mark is impossible.
+    """
+    if not draft.answers:
+        raise ReviewError("No finding was judged.", hint="Answer one at least, then save.")
+    answers = {
+        name: Answer("label", word) if word in ("present", "absent") else Answer(word)  # type: ignore[arg-type]
+        for name, word in draft.answers.items()
+    }
+    try:
+        regions = tuple(Region(**region) for region in draft.regions)
+    except TypeError as error:
+        raise ReviewError("A mark on the film is malformed.", hint="Remove the mark and set it again.") from error
+    return Decision(
+        item=item,
+        bundle_id=bundle_id,
+        reviewer=reviewer,
+        answers=answers,
+        probabilities=dict(probabilities),
+        calls=dict(calls),
+        role=role,
+        regions=regions,
+        note=draft.note,
+        seconds=round(draft.seconds, 1),
+        blinded=blinded,
+        token=draft.token,
+    )

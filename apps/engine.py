@@ -1,0 +1,207 @@
+"""The model at work behind the chest film app: loaded once, used by one thread at a time, ahead of the reader where it can be.
+
+Nothing here is imported with PyTorch until the model is asked for, so that the first page does not wait for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.facts import BundleFacts
+from apps.viewer import Picture, film_picture, heat_picture
+from vitdomains.core.errors import BundleError, VitDomainsError
+
+if TYPE_CHECKING:
+    from vitdomains.core.predict import Predictor
+    from vitdomains.cxr.evidence import HeldOut
+    from vitdomains.cxr.report import FilmReport
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+FILMS_KEPT, HEATS_KEPT = 24, 400  # a film is megabytes, a heat map kilobytes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities [K] of one film."""
+
+    scores: NDArray[np.float64]
+
+
+class Memo:
+    """Results by key, the least recently used forgotten first; a result that is being made is made once."""
+
+    def __init__(self, size: int, workers: int, name: str) -> None:
+        self._size = size
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._futures: OrderedDict[Hashable, Future[Any]] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> Future[T]:
+        """The result of ``make``, begun now or before; one that failed or was dropped is made anew."""
+        with self._lock:
+            future = self._futures.get(key)
+            if future is None or future.cancelled() or (future.done() and future.exception() is not None):
+                future = self._futures[key] = self._pool.submit(make)
+            self._futures.move_to_end(key)
+            while len(self._futures) > self._size:
+                self._futures.popitem(last=False)[1].cancel()
+            return future
+
+    def drop_waiting(self, but: Hashable = None) -> None:
+        """Forget what has not begun: the reader has gone elsewhere."""
+        with self._lock:
+            for key in [k for k, f in self._futures.items() if k != but and f.cancel()]:
+                del self._futures[key]
+
+
+class Engine:
+    """The bundle's predictor and what comes of it: probabilities, films for the viewer, heat maps, reports.
+
+    Safe to call from any thread. The model is loaded by ``start`` in the background; what needs it before waits.
+    """
+
+    def __init__(self, facts: BundleFacts, threads: int = 0) -> None:
+        self.facts = facts
+        self._threads = threads
+        self._loaded: Future[Predictor] = Future()
+        self._model = threading.Lock()  # capture hooks sit on the model itself: one user at a time
+        self._films = Memo(FILMS_KEPT, 2, "film")
+        self._heats = Memo(HEATS_KEPT, 1, "heat")
+        self._held_out = Memo(1, 1, "held-out")
+        self._started = threading.Lock()
+
+    def start(self) -> None:
+        """Load the model in the background, once."""
+        if self._started.acquire(blocking=False):
+            threading.Thread(target=self._load, name="load-model", daemon=True).start()
+
+    def _load(self) -> None:
+        try:
+            from vitdomains.core.predict import Predictor
+            from vitdomains.cxr.film import read_image
+
+            predictor = Predictor(self.facts.path, read_image, threads=self._threads)
+            if predictor.bundle.id != self.facts.id:
+                raise BundleError(
+                    f"{self.facts.path} was replaced while it was being read.", hint="Start the app again."
+                )
+            self._loaded.set_result(predictor)
+        except (VitDomainsError, OSError, RuntimeError, ImportError) as error:
+            logger.exception("the model could not be loaded")
+            self._loaded.set_exception(error)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._loaded.done() and self._loaded.exception() is None
+
+    @property
+    def predictor(self) -> Predictor:
+        """The loaded bundle; waits for it.
+
+        Raises:
+            VitDomainsError: It could not be loaded.
+        """
+        self.start()
+        try:
+            return self._loaded.result()
+        except (OSError, RuntimeError, ImportError) as error:
+            raise BundleError(f"The model could not be loaded: {error}", hint="The server's log says more.") from error
+
+    def prepared(self, path: str) -> tuple[NDArray[Any], tuple[int, int]]:
+        """The model's input [C, h, w] in storage type, and the film's height and width."""
+        from vitdomains.core.preprocess import prepare
+
+        image = self.predictor.read_image(path)
+        made = prepare(image, self.predictor.bundle.preprocess)
+        stacked = made[None] if made.ndim == 2 else np.ascontiguousarray(made.transpose(2, 0, 1))
+        return stacked, (image.shape[0], image.shape[1])
+
+    def scores(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+        """Calibrated probabilities [N, K] of prepared films."""
+        import torch
+
+        predictor = self.predictor
+        with self._model:
+            return np.asarray(
+                predictor.scores(predictor.logits(torch.from_numpy(np.stack(prepared)))), dtype=np.float64
+            )
+
+    def film(self, item: str, path: str) -> Future[Picture]:
+        """The film for the viewer."""
+
+        def make() -> Picture:
+            from vitdomains.cxr.display import read_display
+
+            return film_picture(read_display(path))
+
+        return self._films.get(item, make)
+
+    def heat(self, item: str, path: str, finding: str, method: str) -> Future[Picture]:
+        """A heat map for the viewer: begun now, done when it is."""
+        return self._heats.get((item, finding, method), lambda: self._heat(path, finding, method))
+
+    def ahead(self, item: str, path: str, finding: str, method: str) -> None:
+        """Make film and heat map of what will probably be looked at next."""
+        self.film(item, path)
+        if finding and method:
+            self.heat(item, path, finding, method)
+
+    def forget_waiting(self, item: str, finding: str, method: str) -> None:
+        """Drop heat maps that nobody waits for any more, so that this one is next."""
+        self._heats.drop_waiting(but=(item, finding, method))
+
+    def _heat(self, path: str, finding: str, method: str) -> Picture:
+        import torch
+
+        from vitdomains.core.explain import explain
+        from vitdomains.core.preprocess import geometry, normalise
+
+        stacked, shape = self.prepared(path)
+        predictor = self.predictor
+        spec = predictor.bundle.preprocess
+        k = predictor.bundle.classes.index(finding)
+        with self._model:
+            images = normalise(torch.from_numpy(stacked)[None].to(predictor.device), spec)
+            values = explain(predictor.model, images, method, [k])[0, 0].cpu().numpy()
+        return heat_picture(values, geometry(spec, shape))
+
+    def methods(self) -> list[str]:
+        """Heat map methods that fit the model, the usual one first."""
+        from vitdomains.core.explain.inspection import attention_blocks
+
+        if attention_blocks(self.predictor.model):
+            return ["relevance", "gradient_rollout", "rollout", "gradcam", "occlusion"]
+        return ["gradcam", "occlusion"]
+
+    def faithfulness(self, path: str, finding: str, method: str) -> str:
+        """How faithful a heat map is to the model, in words; tens of forward passes."""
+        from vitdomains.core.explain.show import explain_file, faithfulness_text
+
+        with self._model:
+            explained = explain_file(self.predictor, path, method, [finding])
+        return faithfulness_text(explained.maps[0])
+
+    def held_out(self) -> HeldOut:
+        """The bundle's held-out predictions."""
+        from vitdomains.cxr.evidence import read_held_out
+
+        return self._held_out.get(0, lambda: read_held_out(self.facts.path, self.facts.classes)).result()
+
+    def report(self, path: str, notice: str, **options: Any) -> FilmReport:
+        """The report of a film; options of ``make_report``."""
+        from vitdomains.cxr.report import make_report
+
+        with self._model:
+            return make_report(self.predictor, path, notice=notice, held_out=self.held_out(), **options)

@@ -1,0 +1,65 @@
+"""What an app has to know of a bundle before its model is loaded: read from its description alone, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from vitdomains.core.errors import BundleError
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """Classes, thresholds and identity of a bundle; its files are checked against their hashes when the model is loaded."""
+
+    path: Path
+    id: str
+    domain: str
+    task_kind: str
+    classes: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    threshold_rule: str
+    model: str
+
+    def calls(self, probabilities: dict[str, float]) -> dict[str, str]:
+        """What the model calls: of a finding ``present`` or ``absent``; findings without a probability are left out."""
+        pairs = zip(self.classes, self.thresholds, strict=True)
+        return {
+            c: "present" if probabilities[c] >= t else "absent"
+            for c, t in pairs
+            if probabilities[c] == probabilities[c]
+        }
+
+
+def read_facts(bundle: Path, domain: str) -> BundleFacts:
+    """Read a bundle's description.
+
+    Raises:
+        BundleError: It is not there, cannot be read, or belongs to another domain.
+    """
+    file = bundle / "bundle.json"
+    if not file.is_file():
+        raise BundleError(
+            f"{bundle} is not a bundle: it has no bundle.json.",
+            hint="Give the folder that train wrote, e.g. runs/demo/bundle.",
+        )
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        facts = BundleFacts(
+            path=bundle,
+            id=raw["id"],
+            domain=raw["domain"],
+            task_kind=raw["task_kind"],
+            classes=tuple(raw["classes"]),
+            thresholds=tuple(float(t) for t in raw["thresholds"]),
+            threshold_rule=raw["threshold_rule"],
+            model=raw["model"]["name"],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{file} cannot be read: {error}.", hint="Write the bundle again with train.") from error
+    if facts.domain != domain or facts.task_kind != "multilabel":
+        raise BundleError(
+            f"{bundle} is a {facts.task_kind} bundle of {facts.domain}.", hint=f"Give a multi-label bundle of {domain}."
+        )
+    return facts

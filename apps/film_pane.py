@@ -1,0 +1,180 @@
+"""The film on the reading page: viewer, heat map, priors, and what a heat map cannot tell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from apps.actions import focus_of_new
+from apps.components import empty, label, plain, problems, soft
+from apps.review_session import Session, go
+from apps.viewer import Picture, as_base64, film_viewer
+from apps.worklist_view import next_unread
+from vitdomains.core.errors import VitDomainsError
+
+HEIGHT = 520  # pixels: with the bars around it, all of it is seen on a screen of 768 pixels
+METHOD_NAMES = {
+    "relevance": "relevance (attention and gradient)",
+    "gradient_rollout": "gradient rollout",
+    "rollout": "attention rollout (no class)",
+    "gradcam": "Grad-CAM",
+    "occlusion": "occlusion (slow)",
+}
+
+
+@st.cache_data(show_spinner=False)
+def colour_maps() -> dict[str, str]:
+    """Colour maps as base64 of 256 RGB triples."""
+    from vitdomains.core.explain.overlay import COLOUR_MAPS, colours
+
+    ramp = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    return {name: as_base64(colours(ramp, name).tobytes()) for name in COLOUR_MAPS}
+
+
+def priors(session: Session, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """Other films of the patient, the latest first; films after this one are none."""
+    table = session.worklist.table
+    if not row.get("patient"):
+        return []
+    same = table[(table["patient"] == row["patient"]) & (table["item"] != row["item"]) & (table["error"] == "")]
+    dated = same[same["date"] <= row["date"]] if row["date"] else same[same["path"] < row["path"]]
+    ordered = dated.sort_values(["date", "path"], ascending=False).drop_duplicates("item")
+    return [{str(k): v for k, v in r.items()} for r in ordered.to_dict("records")]
+
+
+@st.fragment
+def film_pane(session: Session, row: dict[str, Any], finding: str) -> None:
+    """The viewer with its controls; drawn again alone while a heat map is on its way."""
+    item, revealed = str(row["item"]), session.revealed(str(row["item"]))
+    earlier = priors(session, row)
+    prior, method = _choices(session, item, earlier, revealed, finding)
+    with problems():
+        film = session.engine.film(item, str(row["path"])).result()
+        before = session.engine.film(str(prior["item"]), str(prior["path"])).result() if prior else None
+        draft = session.draft(item, row)
+        data = {
+            "item": item,
+            "film": film.for_viewer("film"),
+            "prior": before.for_viewer("prior", item=prior["item"]) if before and prior else None,
+            "labels": ["this film", "prior film"],
+            "heat": _heat(session, row, finding, method) if revealed else None,
+            "blinded": not revealed,
+            "regions": draft.regions,
+            "subject": finding,
+            "colourMaps": colour_maps(),
+            "height": HEIGHT,
+            "next": _ahead(session, item, revealed, method),
+        }
+        film_viewer(key="viewer", data=data, on_act_change=lambda: _acted(session, row))
+    if revealed:
+        _what_maps_cannot_tell(session, row, finding, method)
+
+
+def _choices(
+    session: Session, item: str, earlier: list[dict[str, Any]], revealed: bool, finding: str
+) -> tuple[dict[str, Any] | None, str]:
+    """Which prior, which heat map."""
+    left, right = st.columns([1, 1.4], vertical_alignment="center")
+    prior, method = None, ""
+    if earlier:
+        names = [f"prior {i + 1} of {len(earlier)}" + _date(session, r) for i, r in enumerate(earlier)]
+        chosen = left.selectbox(
+            "Prior film",
+            range(len(earlier)),
+            format_func=names.__getitem__,
+            key=f"prior:{item[:16]}",
+            label_visibility="collapsed",
+        )
+        prior = earlier[chosen or 0]
+    else:
+        with left:
+            soft("no prior film of this patient in the list")
+    if revealed:
+        known = session.engine.methods()
+        named = st.query_params.get("method", known[0])
+        st.session_state["method"] = named if named in known else known[0]
+        method = right.selectbox(
+            "Heat map by",
+            known,
+            format_func=lambda m: f"{label(finding)} by {METHOD_NAMES[m]}",
+            key="method",
+            label_visibility="collapsed",
+            on_change=lambda: go(method=st.session_state["method"]),
+        )
+    else:
+        with right:
+            soft("blinded: the model is shown when you have decided")
+    return prior, method
+
+
+def _date(session: Session, row: dict[str, Any]) -> str:
+    return f", {row['date'][:8]}" if session.shows_patients and row["date"] else ""
+
+
+def _heat(session: Session, row: dict[str, Any], finding: str, method: str) -> dict[str, Any]:
+    """The heat map where it is ready; else its key, at which the viewer asks again."""
+    item, key = str(row["item"]), f"{str(row['item'])[:16]}:{finding}:{method}"
+    future = session.engine.heat(item, str(row["path"]), finding, method)
+    if not future.done():
+        session.engine.forget_waiting(item, finding, method)
+        return {"pending": True, "key": key}
+    error = future.exception()
+    if error is not None:
+        if not isinstance(error, VitDomainsError):
+            raise error
+        return {"error": f"no heat map: {error}", "key": key}
+    picture: Picture = future.result()
+    return picture.for_viewer("heat", key=key)
+
+
+def _ahead(session: Session, item: str, revealed: bool, method: str) -> str:
+    """Make what comes next while the reader looks at this one; the address of the next film, once it is there."""
+    following = next_unread(session, item)
+    row = session.film(following) if following else None
+    if row is None:
+        return ""
+    shown = revealed and not session.blinded
+    session.engine.ahead(following, str(row["path"]), focus_of_new(session, row) if shown else "", method)
+    future = session.engine.film(following, str(row["path"]))
+    if not future.done() or future.exception() is not None:
+        return ""
+    return str(future.result().for_viewer("next")["url"])
+
+
+def _acted(session: Session, row: dict[str, Any]) -> None:
+    """What the viewer sends: marks; or the wish to be drawn again, which this is."""
+    act = st.session_state["viewer"].get("act") or {}
+    if act.get("kind") == "regions" and act.get("item") == row["item"]:
+        draft = session.draft(str(row["item"]), row)
+        draft.regions, draft.changed = [r for r in act.get("regions", []) if isinstance(r, dict)][:200], True
+
+
+def _what_maps_cannot_tell(session: Session, row: dict[str, Any], finding: str, method: str) -> None:
+    from vitdomains.cxr.report import CAUTION
+
+    soft(CAUTION)
+    if st.button("How faithful is this map to the model?", key="faithful", type="tertiary"):
+        with problems(), st.spinner("taking the film apart, piece by piece"):
+            text = session.engine.faithfulness(str(row["path"]), finding, method)
+            st.caption(plain(
+                f"{label(finding)} by {method}: {text}. Deletion: mean probability while the warmest parts are blurred away "
+                "first, lower is more faithful; deletion random: the same for maps of noise; gain: the difference."
+            ))  # fmt: skip
+
+
+def no_film(session: Session) -> None:
+    """The address names a film that is not there."""
+    if session.worklist.progress.running:
+        empty(
+            "This film has not been read yet.",
+            "The list is still being read; the page opens it when its turn has come.",
+        )
+        st.button("Try again", key="again", type="primary")
+    else:
+        empty(
+            "There is no such film.",
+            "It is not among the studies that this app was started with. Go back to the worklist.",
+        )
+    st.button("Worklist", on_click=go, kwargs={"item": ""}, key="to-list")

@@ -1,0 +1,69 @@
+"""What the chest film app is started with: the words after ``--``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apps.access import Identity
+from vitdomains.core.errors import ConfigError
+
+USAGE = "streamlit run apps/cxr_review.py -- --bundle runs/demo/bundle --studies films/ --store sqlite:///reviews.db"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The words of the command line, checked."""
+
+    bundle: Path
+    studies: Path
+    store: str
+    cache: Path
+    identity: Identity
+    blinded: bool
+    phi: bool
+    threads: int
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+        ConfigError: A word is not known, or a folder is not there.
+    """
+    parser = argparse.ArgumentParser(prog="streamlit run apps/cxr_review.py --", description="Review chest films.")
+    parser.add_argument("--bundle", required=True, help="folder that train wrote")
+    parser.add_argument(
+        "--studies", required=True, help="folder of films (DICOM, PNG, JPEG), or a manifest (.csv, .parquet)"
+    )
+    parser.add_argument(
+        "--store", default="sqlite:///reviews.db", help="database URL of the reviews (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache", default="runs/review_cache", help="folder of precomputed predictions (default: %(default)s)"
+    )
+    Identity.add_arguments(parser)
+    parser.add_argument("--blinded", action="store_true", help="nobody sees the model before deciding")
+    parser.add_argument("--phi", action="store_true", help="allow readers to switch patients' data on")
+    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
+
+    def fail(message: str) -> None:
+        raise ConfigError(f"{parser.prog} {message}.", hint=f"Start it as: {USAGE}")
+
+    parser.error = fail  # type: ignore[assignment,method-assign]
+    words = parser.parse_args([*argv])
+    for name, path in (("--bundle", words.bundle), ("--studies", words.studies)):
+        if not Path(path).exists():
+            raise ConfigError(f"{name} {path} does not exist.", hint=f"Check the path. An example: {USAGE}")
+    return Options(
+        bundle=Path(words.bundle),
+        studies=Path(words.studies),
+        store=words.store,
+        cache=Path(words.cache),
+        identity=Identity.of(words),
+        blinded=words.blinded,
+        phi=words.phi,
+        threads=words.threads,
+    )

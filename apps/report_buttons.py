@@ -1,0 +1,52 @@
+"""The report of the film in sight: made when it is asked for, then offered for download."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from apps.components import problems, soft
+from apps.review_session import NOTICE, Session
+
+KINDS = {
+    ".pdf": ("PDF", "application/pdf"),
+    ".html": ("HTML", "text/html"),
+    ".dcm": ("DICOM SR", "application/dicom"),
+}
+
+
+def report_buttons(session: Session, row: dict[str, Any]) -> None:
+    """One button a kind; in a blinded reading none before the decision, for the report says what the model says."""
+    item = str(row["item"])
+    if not session.revealed(item):
+        soft("The report can be made when you have decided.")
+        return
+    places = st.columns(len(KINDS) + 1, vertical_alignment="center")
+    with_patient = session.shows_patients and places[-1].checkbox("with the patient's data", key="report-patient")
+    for place, (ending, (name, mime)) in zip(places, KINDS.items(), strict=False):
+        if place.button(f"Make the {name}", key=f"make{ending}", width="stretch"):
+            with problems(), st.spinner("writing the report"):
+                st.session_state["report"] = (item, ending, make(session, row, ending, with_patient=with_patient))
+        made = st.session_state.get("report")
+        if made and made[:2] == (item, ending):
+            place.download_button(f"Download the {name}", made[2], f"film-{item[:8]}{ending}", mime, key=f"get{ending}",
+                                  on_click="ignore", type="primary", width="stretch")  # fmt: skip
+
+
+def make(session: Session, row: dict[str, Any], ending: str, *, with_patient: bool = False) -> bytes:
+    """The report as the file's bytes. Readers get their own decisions in it, adjudicators everybody's.
+
+    Raises:
+        ImageError: A DICOM SR of a film that is no DICOM file.
+    """
+    from vitdomains.cxr.report import write_report
+
+    decisions = session.ledger.decisions(str(row["item"]))
+    if session.role != "adjudicator":
+        decisions = [d for d in decisions if d.reviewer == session.reviewer.name]
+    made = session.engine.report(str(row["path"]), NOTICE, decisions=decisions, with_patient=with_patient)
+    with tempfile.TemporaryDirectory(prefix="vitdomains-report-") as folder:
+        return write_report(made, Path(folder) / f"report{ending}").read_bytes()

@@ -1,0 +1,136 @@
+"""What a run of the chest film app works with: shared resources, made once a server, and the state of this reader's page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from apps.access import Reviewer, identify, require
+from apps.drafts import Draft, words_of
+from apps.engine import Engine
+from apps.facts import BundleFacts, read_facts
+from apps.ledger import Ledger
+from apps.options import Options
+from apps.worklist import Worklist
+from vitdomains.core.review import ReviewStore, Role
+
+NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
+DOMAIN = "cxr"
+
+
+@st.cache_resource(show_spinner=False)
+def open_store(url: str) -> ReviewStore:
+    """One store a server."""
+    return ReviewStore(url)
+
+
+@st.cache_resource(show_spinner=False)
+def open_ledger(url: str) -> Ledger:
+    """One view of the store a server."""
+    return Ledger(open_store(url))
+
+
+@st.cache_resource(show_spinner=False)
+def open_worklist(bundle: Path, studies: Path, cache: Path, threads: int) -> Worklist:
+    """The worklist with its engine; both begin to work in the background."""
+    engine = Engine(read_facts(bundle, DOMAIN), threads)
+    made = Worklist(studies, cache, engine)
+    engine.start()
+    made.start()
+    return made
+
+
+@st.cache_resource(show_spinner=False)
+def drafts(url: str) -> dict[tuple[str, str, str], Draft]:
+    """What was begun and not saved, by (reviewer, role, item); it outlives the reload of a page."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything that a page needs."""
+
+    options: Options
+    reviewer: Reviewer
+    store: ReviewStore
+    ledger: Ledger
+    worklist: Worklist
+    drafts: dict[tuple[str, str, str], Draft]
+
+    @property
+    def engine(self) -> Engine:
+        """The model at work."""
+        return self.worklist.engine
+
+    @property
+    def facts(self) -> BundleFacts:
+        """The bundle."""
+        return self.worklist.engine.facts
+
+    @property
+    def role(self) -> Role:
+        """As what the reviewer decides: adjudicator where that was chosen and is held."""
+        wanted = st.query_params.get("role") == "adjudicator"
+        return "adjudicator" if wanted and "adjudicator" in self.reviewer.roles else "reader"
+
+    @property
+    def shows_patients(self) -> bool:
+        """Whether patients' data is on the screen: allowed at the start, and switched on by the reader."""
+        return self.options.phi and bool(st.session_state.get("phi"))
+
+    @property
+    def blinded(self) -> bool:
+        """Whether this reader decides before the model is shown."""
+        return self.role == "reader" and (self.options.blinded or st.query_params.get("blinded") == "1")
+
+    def revealed(self, item: str) -> bool:
+        """Whether the model's result may be shown: not blinded, or decided already."""
+        return not self.blinded or item in self.ledger.read_by(self.reviewer.name, self.role)
+
+    def require(self, role: Role) -> None:
+        """Refuse what the reviewer's roles do not allow now: a page may have been drawn before a role was taken back.
+
+        Raises:
+            ConfigError: The reviewer does not hold the role.
+        """
+        require(identify(self.store, self.options.identity), role)
+
+    def film(self, item: str) -> dict[str, Any] | None:
+        """The worklist's row of an item, or of an uploaded film; None where there is none."""
+        uploads: Mapping[str, dict[str, Any]] = st.session_state.get("uploads", {})
+        if item in uploads:
+            return uploads[item]
+        table = self.worklist.table
+        found = table[table["item"] == item]
+        return {str(k): v for k, v in found.iloc[0].items()} if len(found) else None
+
+    def probabilities(self, row: Mapping[str, Any]) -> dict[str, float]:
+        """Class to probability of a row."""
+        return {c: float(row[f"prob:{c}"]) for c in self.facts.classes}
+
+    def draft(self, item: str, row: Mapping[str, Any]) -> Draft:
+        """What this reviewer has begun to say of an item, or else said last."""
+        key = (self.reviewer.name, self.role, item)
+        if key not in self.drafts:
+            said = self.ledger.values(item, self.reviewer.name, self.role) or {}
+            calls = self.facts.calls(self.probabilities(row))
+            known = {name: value for name, value in said.items() if name in self.facts.classes}
+            made = Draft(answers=words_of(known, calls, self.revealed(item)))
+            if said:
+                last = [d for d in self.ledger.decisions(item) if (d.reviewer, d.role) == key[:2]][-1]
+                made.note, made.regions = last.note, [vars(region).copy() for region in last.regions]
+            self.drafts[key] = made
+        return self.drafts[key]
+
+
+def go(**params: str) -> None:
+    """Change the address of the page: what stands in it survives a reload and can be passed on. Empty values are taken out."""
+    for key, value in params.items():
+        if value:
+            st.query_params[key] = value
+        elif key in st.query_params:
+            del st.query_params[key]

@@ -1,0 +1,109 @@
+"""INT8 files: smaller, nearly the same outputs, and only the layers that bear it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitdomains.core.export.formats import is_transformer
+from vitdomains.core.export.int8 import calibrate, quantize_dynamic, quantize_static
+from vitdomains.core.export.onnx import layer_of, read_metadata, to_onnx
+from vitdomains.core.runtimes import session
+from vitdomains.core.vit import vit
+
+
+class Convolutions(nn.Module):
+    """Two convolutions and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 32, 3, 2, 1)
+        self.body = nn.Conv2d(32, 64, 3, 2, 1)
+        self.head = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.stem(x).relu()).relu().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    model = vit("Ti/16", 5, image_size=32, depth=2)
+    assert is_transformer(model)
+    path = tmp_path_factory.mktemp("int8") / "vit.onnx"
+    return to_onnx(model, torch.zeros(2, 3, 32, 32), path, metadata={"task": "multilabel"})
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    assert not is_transformer(Convolutions())
+    return to_onnx(Convolutions(), torch.zeros(2, 3, 32, 32), tmp_path_factory.mktemp("int8") / "network.onnx")
+
+
+def inputs(seed: int = 0, count: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, 3, 32, 32)).astype(np.float32)
+
+
+def error(quantised: Path, source: Path) -> float:
+    """Of the outputs on unseen inputs, as a share of their deviation."""
+    x = inputs(seed=1)
+    truth = session(source, "onnx", threads=1)(x)
+    return float(np.sqrt(np.mean((session(quantised, "onnx", threads=1)(x) - truth) ** 2)) / truth.std())
+
+
+def test_dynamic_int8_is_less_than_a_third(transformer: Path, tmp_path: Path) -> None:
+    made = quantize_dynamic(transformer, tmp_path / "q.onnx")
+    assert made.stat().st_size < 0.3 * transformer.stat().st_size
+    assert error(made, transformer) < 0.05
+    assert read_metadata(made) == {"task": "multilabel"}
+    stored = {tensor.name: tensor.data_type for tensor in onnx.load(made).graph.initializer}
+    assert stored["patch_embed.proj.weight_int8"] == onnx.TensorProto.INT8
+
+
+def test_layers_can_be_left_in_float32(transformer: Path, tmp_path: Path) -> None:
+    keep = [n.name for n in onnx.load(transformer).graph.node if layer_of(n.name).endswith("mlp.fc2")]
+    made = quantize_dynamic(transformer, tmp_path / "q.onnx", skip=keep)
+    kept = {layer_of(n.name) for n in onnx.load(made).graph.node if n.op_type == "MatMul"}
+    assert {"blocks.0.mlp.fc2", "blocks.1.mlp.fc2"} <= kept
+    assert "blocks.0.mlp.fc1" not in kept
+
+
+@pytest.mark.parametrize("method", ["percentile", "entropy"])
+def test_static_int8_of_convolutions(network: Path, tmp_path: Path, method: str) -> None:
+    ranges = calibrate(network, tmp_path / "ranges.json", np.split(inputs(), 4), method)  # type: ignore[arg-type]
+    made = quantize_static(network, tmp_path / "q.onnx", ranges, method=method)  # type: ignore[arg-type]
+    assert made.stat().st_size < 0.4 * network.stat().st_size
+    assert error(made, network) < (0.05 if method == "percentile" else 0.3)
+
+
+def test_static_int8_leaves_norms_and_softmax_alone(transformer: Path, tmp_path: Path) -> None:
+    ranges = calibrate(transformer, tmp_path / "ranges.json", [inputs()])
+    made = onnx.load(quantize_static(transformer, tmp_path / "q.onnx", ranges))
+    makers = {output: node.op_type for node in made.graph.node for output in node.output}
+    fed = {
+        (node.op_type, makers.get(node.input[0]))
+        for node in made.graph.node
+        if node.op_type in ("LayerNormalization", "Softmax", "Gelu")
+    }
+    assert fed and not any(maker == "DequantizeLinear" for _, maker in fed)
+    assert error(tmp_path / "q.onnx", transformer) < 0.05
+
+
+def test_calibration_goes_on_from_batch_to_batch(network: Path, tmp_path: Path) -> None:
+    """The second batch widens the range that the first one set, as far as its own values go."""
+    near, far = inputs(), 3 * inputs(seed=2)
+
+    def reach(*batches: np.ndarray) -> float:
+        kept = json.loads(calibrate(network, tmp_path / "ranges.json", batches).read_text())["data"]
+        image = next(value for key, value in kept.items() if key == "image")
+        return float(np.ravel(image["highest"]["data"])[0] if isinstance(image["highest"], dict) else image["highest"])
+
+    assert reach(near) < 0.6 * reach(near, far)
+    assert reach(near, far) <= far.max() + 1e-6

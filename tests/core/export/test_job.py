@@ -1,0 +1,138 @@
+"""From a bundle to its artefacts: those that pass lie beside the weights, of those that fail only the record is left."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.core import small_bundle, toy
+from vitdomains.core import cli
+from vitdomains.core.bundle import Bundle, read_bundle
+from vitdomains.core.config import Model
+from vitdomains.core.errors import ExportError
+from vitdomains.core.export.formats import FORMATS, chosen_formats
+from vitdomains.core.export.job import Exported, export_bundle
+from vitdomains.core.export.onnx import read_metadata
+from vitdomains.core.export.workbench import Options
+from vitdomains.core.predict import Predictor
+from vitdomains.core.runtimes import session
+from vitdomains.core.vit import vit
+
+Made = tuple[Bundle, tuple[Exported, ...]]
+
+
+def test_every_format_passes_and_lies_beside_the_weights(exported: Made) -> None:
+    _, made = exported
+    assert [each.format for each in made] == list(FORMATS) and not any(each.refused for each in made)
+    bundle = read_bundle(exported[0].path)  # checks every hash
+    for name, form in FORMATS.items():
+        assert set(form.files) <= set(bundle.files)
+        record = bundle.exports[name]
+        assert record["bytes"] == sum((bundle.path / file).stat().st_size for file in form.files)
+        assert set(record["checks"][0]["largest_difference"]) == {"1", "3", "8"}
+        assert record["checks"][0]["passed"] and record["packages"]["torch"]
+    assert bundle.id == read_bundle(exported[0].path, verify=False).id
+
+
+def test_a_consumer_finds_all_it_needs_in_the_file(exported: Made) -> None:
+    bundle = exported[0]
+    notes = read_metadata(bundle.path / "model.onnx")
+    assert notes["bundle_id"] == bundle.id and notes["classes"] == '["left", "right"]'
+    assert '"resize": "letterbox"' in notes["preprocess"] and notes["temperature"] == "[1.5]"
+    assert read_metadata(bundle.path / "model.int8-static.onnx") == notes
+
+
+@pytest.fixture(scope="module")
+def fragile(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A model that eight bits destroy."""
+    folder = tmp_path_factory.mktemp("fragile")
+    return small_bundle.make(folder / "bundle", toy.write_images(folder / "images", n=120), outliers=300.0)
+
+
+def test_what_fails_is_not_left_behind_and_says_whose_fault_it_is(
+    fragile: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "67108864")  # a test runner does not restart itself for a faster allocator
+    words = ["--formats", "int8", "--threads", "1", "--allowed_loss", "0.05"]
+    assert cli.main(toy.DOMAIN, ["export", str(fragile.path), *words]) == 3
+    said = capsys.readouterr().out
+    assert "outputs differ by" in said and "refused" in said
+    assert said.index("attn.qkv") < said.index("mlp.fc1")
+    assert "try: --formats int8-dynamic --keep attn.qkv" in said
+    bundle = read_bundle(fragile.path)
+    assert not [file for file in bundle.files if file.endswith(".onnx")]
+    assert "outputs differ" in bundle.exports["int8-dynamic"]["refused"]
+    assert bundle.exports["int8-dynamic"]["blame"][0]["kind"] == "attn.qkv"
+
+    assert cli.main(toy.DOMAIN, ["export", str(fragile.path), *words, "--keep", "attn.qkv"]) == 0
+    bundle = read_bundle(fragile.path)
+    assert "model.int8-dynamic.onnx" in bundle.files and not bundle.exports["int8-dynamic"]["refused"]
+
+
+def test_a_format_that_fails_takes_its_older_file_with_it(exported: Made, toy_images: Path, tmp_path: Path) -> None:
+    copy = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
+    images = small_bundle.validation(toy_images)
+    _, (made,) = export_bundle(copy, images, Options(("torchscript",), allowed=-1.0, threads=1))
+    assert "falls" in made.refused and not made.files
+    after = read_bundle(copy.path)
+    assert "model.torchscript" not in after.files and "model.pt2" in after.files
+
+
+def test_impossible_formats_are_refused_before_any_work(tmp_path: Path) -> None:
+    root = toy.write_images(tmp_path / "images", n=40)
+    spec = Model(name="timm:mobilenetv3_small_050", channels=1)
+    bundle = small_bundle_of(spec, tmp_path / "bundle")
+    with pytest.raises(ExportError, match=r"int8-dynamic: its convolutions .* use int8-static") as caught:
+        export_bundle(bundle, small_bundle.validation(root), Options(("onnx", "int8-dynamic")))
+    assert "--formats onnx" in caught.value.hint and caught.value.exit_status == 3
+    assert read_bundle(bundle.path).exports == {}
+    with pytest.raises(ExportError, match="Unknown format tflite"):
+        export_bundle(bundle, small_bundle.validation(root), Options(("tflite",)))
+
+
+def small_bundle_of(spec: Model, folder: Path) -> Bundle:
+    """A bundle of any model, untrained."""
+    from vitdomains.core.backbones import build_model
+    from vitdomains.core.bundle import write_bundle
+
+    bundle = Bundle(
+        path=folder, domain="toy", task_kind="multilabel", classes=toy.CLASSES, model=spec, preprocess=small_bundle.SPEC,
+        temperature=(1.0,), thresholds=(0.5, 0.5), threshold_rule="", metrics={}, data_card="", provenance={}, exports={},
+        files={},
+    )  # fmt: skip
+    return write_bundle(bundle, build_model(spec, 2, image_size=toy.SIZE).state_dict())
+
+
+def test_int8_means_what_suits_the_model_and_the_other_formats() -> None:
+    model = vit("Ti/16", 2, image_size=32, depth=1)
+    assert chosen_formats(["int8"], model) == ("int8-dynamic",)
+    assert chosen_formats(["int8", "openvino"], model) == ("int8-dynamic", "openvino", "int8-openvino")
+    stem = vit("Ti/16", 2, image_size=32, depth=1, stem="conv")
+    assert chosen_formats(["int8"], stem) == ("int8-static",)
+
+
+def test_a_kind_of_layer_that_is_not_there_is_named(exported: Made, toy_images: Path) -> None:
+    images = small_bundle.validation(toy_images)
+    with pytest.raises(ExportError, match=r"no kind of layer mlp\.fc9") as caught:
+        export_bundle(exported[0], images, Options(("int8-dynamic",), keep=("mlp.fc9",), threads=1))
+    assert "mlp.fc1" in caught.value.hint
+
+
+def test_an_artefact_with_preprocessing_needs_nothing_around_it(
+    exported: Made, toy_images: Path, tmp_path: Path
+) -> None:
+    copy = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
+    images = small_bundle.validation(toy_images)
+    options = Options(("onnx",), with_preprocessing=True, allowed=0.05, threads=1)
+    bundle, (made,) = export_bundle(replace(copy), images, options)
+    assert made.format == "with_preprocessing/onnx" and not made.refused
+    run = session(bundle.path / made.files[0], "onnx", threads=1)
+    path = images.paths[0]
+    (expected,) = Predictor(bundle, toy.read_image, precision="fp32", threads=1).predict([("0", path)])
+    pixels = np.rint(np.clip(toy.read_image(path), 0, 1) * 255).astype(np.uint8)
+    np.testing.assert_allclose(run(pixels[None, :, :, None])[0], expected.scores, atol=5e-3)
+    assert "model.onnx" in bundle.files  # the plain artefact is still there

@@ -1,0 +1,98 @@
+"""The command ``audit``: does the test split hold what training has shown? Groups, copies, near-copies, neighbours."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vitdomains.core.atomic import write_text
+from vitdomains.core.config import Config
+from vitdomains.core.configuring import parse_config
+from vitdomains.core.domain import Domain, domain_reader
+from vitdomains.core.errors import ImageError
+from vitdomains.core.leakage import SIDE, audit, thumbnail
+from vitdomains.core.manifest import Manifest
+from vitdomains.core.spatial_splits import nearness
+from vitdomains.core.terminal import console, messages, shown_progress
+from vitdomains.core.workflow import preprocess_spec
+
+_SHOWN = 10
+
+
+def command(domain: Domain, argv: list[str]) -> int:
+    """Look for leakage between the splits: groups, copies, near-copies, near tiles."""
+    prog = f"python -m vitdomains.{domain.name} audit"
+    usage = "[--out audit.json] [--pixels false] [--config FILE] [--data.KEY VALUE ...]"
+    parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    parser.add_argument("--out", default="")
+    parser.add_argument("--pixels", default="true", choices=("true", "false"))
+    words, rest = parser.parse_known_args(argv)
+    default = Config() if any(word.split("=")[0] == "--config" for word in rest) else domain.default_config()
+    allowed = {"data.sources.name": domain.sources} if domain.sources else {}
+    config = parse_config(rest, default, f"{prog} {usage}", description=command.__doc__ or "", allowed=allowed)
+    manifest = domain.build_manifest(config.data)
+    reader = None
+    with shown_progress() as on_progress:
+        if words.pixels == "true":
+            reader = _thumbnails(domain, config, lambda done: on_progress("read", done, len(manifest), "images"))
+        found = audit(manifest, reader)
+    found |= _places(manifest)
+    if words.out:
+        write_text(Path(words.out), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    _show(found)
+    return 0 if found["clean"] else 1
+
+
+def _thumbnails(domain: Domain, config: Config, on_read: Callable[[int], None]) -> Callable[[str], Any]:
+    """A reader of small grey images; a file that cannot be read has no contrast, which is like nothing else."""
+    read, done = domain_reader(domain, preprocess_spec(config, domain)), 0
+
+    def small(path: str) -> Any:
+        nonlocal done
+        done += 1
+        on_read(done)
+        try:
+            image = read(path)
+            return thumbnail(np.nan_to_num(image.astype(np.float32)))
+        except ImageError as error:
+            messages.print(f"left out: {error}", markup=False, highlight=False)
+            return np.zeros((SIDE, SIDE), np.float32)
+
+    return small
+
+
+def _places(manifest: Manifest) -> dict[str, Any]:
+    """Distances between the splits of geo-referenced tiles, metres."""
+    found = {name: nearness(manifest, name) for name in ("val", "test")}
+    return {"distance_to_training_m": {name: asdict(value) for name, value in found.items() if value}}
+
+
+def _show(found: dict[str, Any]) -> None:
+    console.print(f"{found['rows']:,} images of {found['groups']:,} groups")
+    names = {
+        "groups_across_splits": "groups in two splits",
+        "same_file": "files listed twice",
+        "same_content": "files of equal content",
+    }
+    for key, text in names.items():
+        console.print(f"  {len(found[key]):>6} {text}")
+    console.print(
+        f"  {found['n_near_duplicates']:>6} near-duplicates, {found['n_near_duplicates_across_splits']} of them across splits"
+    )
+    for pair in found["near_duplicates"][:_SHOWN]:
+        console.print(
+            f"         {pair['a']} ({pair['split_a']}), {pair['b']} ({pair['split_b']}): correlation {pair['correlation']}",
+            markup=False, highlight=False,
+        )  # fmt: skip
+    for split, value in found["distance_to_training_m"].items():
+        console.print(
+            f"  {split}: nearest training tile {value['median']:.0f} m away in the median, {value['least']:.0f} m at least "
+            f"(tiles lie {value['spacing']:.0f} m apart)"
+        )
+    console.print("no leakage found" if found["clean"] else f"{found['leaks']} leaks between splits")

@@ -1,0 +1,1 @@
+"""How fast, how large, how much memory: a model in every runtime, measured in turns on one machine."""

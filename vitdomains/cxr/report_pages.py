@@ -1,0 +1,161 @@
+"""cxr room: the report of a film on a page, as self-contained HTML and as PDF."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+
+from vitdomains.core.atomic import write_atomically, write_text
+from vitdomains.core.review import Decision, Region
+from vitdomains.cxr.report import CAUTION, FilmReport, FindingLine
+
+_STYLE = """
+:root{color-scheme:light dark;--bg:#fff;--ink:#1a1b1e;--soft:#5d636b;--line:#dfe2e6;--note:#fff4d6;--note-ink:#5b4300}
+@media(prefers-color-scheme:dark){:root{--bg:#15171a;--ink:#e6e8eb;--soft:#9aa0a8;--line:#33373d;--note:#3a3013;--note-ink:#ffe3a0}}
+body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
+main{max-width:960px;margin:0 auto;padding:24px 20px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:4px 8px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
+.soft,figcaption{color:var(--soft);font-size:13px}
+.notice{background:var(--note);color:var(--note-ink);padding:10px 14px;border-radius:6px}
+img{max-width:100%}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px}dt{color:var(--soft)}dd{margin:0}
+"""
+_TITLE = "Chest film: what the model and the readers say"
+
+
+def facts(report: FilmReport) -> list[tuple[str, str]]:
+    """What was looked at with what: (name, value)."""
+    film, bundle = report.film, report.bundle
+    size = f"{film.full_size[1]} x {film.full_size[0]} pixels, {film.bits} bits"
+    rows = [(keyword, value) for keyword, value in report.patient.items()]
+    rows += [("Film", f"sha256 {report.item}"), ("Image", size)]
+    rows += [("View", " ".join(part for part in (film.view, film.laterality) if part) or "not given")]
+    rows += [("Model", f"{bundle.model.name}, bundle {bundle.id}"), ("Trained on", bundle.data_card or "not given")]
+    rows += [("Thresholds", f"{bundle.threshold_rule or 'not given'}, on the validation split")]
+    return [*rows, ("Written", report.created)]
+
+
+def verdicts(line: FindingLine) -> str:
+    """The readers' words on one finding."""
+    return "; ".join(f"{reader}: {value}" for reader, value in line.readers)
+
+
+def statement(decision: Decision) -> str:
+    """One reader's reading, in a line."""
+    how = "before the model's result was shown" if decision.blinded else "with the model's result in sight"
+    marked = f" Marked: {', '.join(map(_place, decision.regions))}." if decision.regions else ""
+    note = f" Note: {decision.note}" if decision.note else ""
+    return f"{decision.reviewer} ({decision.role}), {how}, {decision.seconds:.0f} s.{marked}{note}"
+
+
+def _place(region: Region) -> str:
+    subject = f"{region.subject.replace('_', ' ')} " if region.subject else ""
+    at = f"{region.x:.0f}, {region.y:.0f}"
+    return f"{subject}{region.kind} at {at}" + (
+        f" of {region.width:.0f} x {region.height:.0f}" if region.kind == "box" else ""
+    )
+
+
+def _cells(line: FindingLine) -> tuple[str, str, str, str, str]:
+    call = "called" if line.called else ""
+    known = " ".join(part for part in (line.evidence, line.calibration) if part)
+    return (
+        line.name.replace("_", " "),
+        f"{line.probability:.2f}",
+        f"{line.threshold:.2f} {call}".strip(),
+        known,
+        verdicts(line),
+    )
+
+
+_HEADS = ("Finding", "Probability", "Threshold", "On held-out films", "Readers")
+
+
+def write_html(report: FilmReport, path: Path) -> Path:
+    """One page without any other file; every text is escaped."""
+    heads = "".join(f"<th>{h}</th>" for h in _HEADS)
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(line))}</tr>"
+        for line in sorted(report.findings, key=lambda f: -f.probability)
+    )
+    pictures = "".join(
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, image in report.pictures
+    )
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(report))
+    readings = (
+        "".join(f"<p>{escape(statement(d))}</p>" for d in report.decisions) or "<p>No reader has decided yet.</p>"
+    )
+    body = (
+        f'<p class="notice" role="note">{escape(report.notice)}</p><h1>{_TITLE}</h1><dl>{lines}</dl>'
+        f"<h2>Findings</h2><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+        f"<h2>Readers</h2>{readings}<h2>Heat maps</h2><p class='soft'>{escape(CAUTION)}</p>{pictures}"
+    )
+    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_TITLE}</title>'
+    write_text(
+        path,
+        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n',
+    )
+    return path
+
+
+def write_pdf(report: FilmReport, path: Path) -> Path:
+    """A4, text that can be searched."""
+    from reportlab.lib import colors
+    from reportlab.lib.pagesizes import A4
+    from reportlab.lib.styles import ParagraphStyle, getSampleStyleSheet
+    from reportlab.lib.units import mm
+    from reportlab.platypus import Image, KeepTogether, Paragraph, SimpleDocTemplate, Spacer, Table, TableStyle
+
+    styles = getSampleStyleSheet()
+    small = ParagraphStyle("small", parent=styles["BodyText"], fontSize=8, leading=10)
+
+    def paragraph(text: str, style: ParagraphStyle = small) -> Paragraph:
+        return Paragraph(escape(text), style)
+
+    grid = TableStyle(
+        [
+            ("VALIGN", (0, 0), (-1, -1), "TOP"),
+            ("LINEBELOW", (0, 0), (-1, -1), 0.3, colors.lightgrey),
+            ("TOPPADDING", (0, 0), (-1, -1), 1),
+            ("BOTTOMPADDING", (0, 0), (-1, -1), 1),
+        ]
+    )
+    body = [
+        Paragraph(f"<b>{escape(report.notice)}</b>", styles["BodyText"]),
+        paragraph(_TITLE, styles["Title"]),
+        Table([[paragraph(n), paragraph(v)] for n, v in facts(report)], colWidths=[34 * mm, 140 * mm], style=grid),
+        paragraph("Findings", styles["Heading2"]),
+        Table(
+            [
+                [Paragraph(f"<b>{h}</b>", small) for h in _HEADS],
+                *(
+                    [paragraph(cell) for cell in _cells(line)]
+                    for line in sorted(report.findings, key=lambda f: -f.probability)
+                ),
+            ],
+            colWidths=[30 * mm, 19 * mm, 22 * mm, 68 * mm, 35 * mm],
+            style=grid,
+            repeatRows=1,
+        ),
+        paragraph("Readers", styles["Heading2"]),
+        *([paragraph(statement(d)) for d in report.decisions] or [paragraph("No reader has decided yet.")]),
+        paragraph("Heat maps", styles["Heading2"]),
+        paragraph(CAUTION),
+    ]
+    for caption, image in report.pictures:
+        picture = Image(io.BytesIO(image))
+        scale = min(174 * mm / picture.imageWidth, 110 * mm / picture.imageHeight)
+        picture.drawWidth, picture.drawHeight = picture.imageWidth * scale, picture.imageHeight * scale
+        body += [Spacer(1, 4 * mm), KeepTogether([picture, paragraph(caption)])]
+    title, author = "Chest film report", "vitdomains"
+    margins = {"leftMargin": 18 * mm, "rightMargin": 18 * mm, "topMargin": 16 * mm, "bottomMargin": 16 * mm}
+
+    def write(part: Path) -> None:
+        SimpleDocTemplate(str(part), pagesize=A4, title=title, author=author, **margins).build(body)
+
+    write_atomically(path, write)
+    return path

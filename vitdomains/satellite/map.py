@@ -1,0 +1,269 @@
+"""The command ``map``: scenes and a bundle in, a land-cover map and a table of tiles out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+from vitdomains.core.bundle import Bundle, read_bundle
+from vitdomains.core.domain import Domain, domain_reader
+from vitdomains.core.errors import BundleError, ConfigError
+from vitdomains.core.geo.addresses import is_remote, shown
+from vitdomains.core.geo.inputs import Input, files_of, find_input
+from vitdomains.core.geo.mapping import Drawn, Means, Scene, Tiling, draw, label_scenes, open_scene, path_for
+from vitdomains.core.geo.scene import LabelTiles
+from vitdomains.core.geo.stac import Product, map_item, model_item, write_item
+from vitdomains.core.geo.styles import Labels
+from vitdomains.core.predict import Predictor
+from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.runtime_choice import PRECISIONS
+from vitdomains.core.runtimes import RUNTIMES
+from vitdomains.core.shards import Executor
+from vitdomains.core.terminal import console, shown_progress
+from vitdomains.satellite.sensors import band_named, sensor_named
+from vitdomains.satellite.stack import read_scene
+
+logger = logging.getLogger(__name__)
+
+DOMAINS = ("satellite", "zeroshot")
+CACHE_MB = "128"
+MATTERS = ("baseline", "tta", "min_valid", "min_probability", "precision", "runtime")
+"""Options on which labels depend: a stopped job goes on with the same ones only."""
+
+GEOTIFF, PARQUET = "image/tiff; application=geotiff; profile=cloud-optimized", "application/vnd.apache.parquet"
+
+
+def map_command(domain: Domain, argv: list[str]) -> int:
+    """Map scenes of any size: a label raster, a table of tiles, a style and STAC items."""
+    words = _parser(f"python -m vitdomains.{domain.name} map").parse_args(argv)
+    # Decoded blocks would fill a twentieth of the machine's memory; a strip is read once, so a few are enough.
+    os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
+    bundle = read_bundle(Path(words.bundle).resolve())
+    if bundle.domain not in DOMAINS:
+        raise BundleError(f"{words.bundle} is a bundle of {bundle.domain}.", hint=f"Use one of {', '.join(DOMAINS)}.")
+    _check_outputs(words, bundle)
+    spec = _scene_spec(words, bundle.preprocess)
+    tiling = Tiling(
+        words.tile or tile_side(bundle), words.overlap, words.cell, words.resolution or None, words.crs or None
+    )
+    scenes: list[Scene] = []
+    for word in words.scenes:
+        found = find_input(word, asset=words.asset, bands=_band_names(spec))
+        taken = {scene.name for scene in scenes}
+        scenes.append(open_scene(found.path, tiling, taken, item=found.item, when=_when(words, found)))
+    _check_types(scenes, spec)
+    reader = domain_reader(domain, bundle.preprocess)
+    work = LabelTiles(
+        partial(Predictor, str(bundle.path), reader, precision=words.precision, runtime=words.runtime),
+        partial(read_scene, spec=spec, resolution=tiling.resolution, crs=tiling.crs, baseline=words.baseline),
+        scenes[0].place.grid.cell, batch_size=words.batch_size, symmetries=words.tta, readers=words.readers,
+        min_valid=words.min_valid, min_probability=words.min_probability,
+    )  # fmt: skip
+    context = {name: getattr(words, name) for name in MATTERS} | {
+        "bundle": bundle.id, "sensor": spec.sensor, "bands": spec.bands, "files": [_signature(s.path) for s in scenes],
+    }  # fmt: skip
+    means = Means(words.executor, words.workers, words.threads, words.ray_address, words.num_gpus, words.shard_size)
+    labels = Labels(bundle.classes, bundle.task_kind, bundle.thresholds, words.min_probability)
+    out, soft, tiles = Path(words.out), _path(words.probabilities), _path(words.tiles)
+    folder = out.with_name(f".{out.name}.job")
+    with shown_progress() as on_progress:
+        shards = label_scenes(scenes, work, folder, context, means, on_progress)
+        drawn = draw(
+            scenes, shards, folder, labels, out, probabilities=soft, tiles=tiles,
+            vectors=[Path(word) for word in (words.geojson, words.gpkg) if word], on_progress=on_progress,
+        )  # fmt: skip
+    _describe(scenes, bundle, labels, out, soft, tiles)
+    if not words.keep_shards:
+        shutil.rmtree(folder)
+    _summarise(drawn, scenes, out, tiles)
+    return 0
+
+
+def tile_side(bundle: Bundle) -> int:
+    """Side of the tiles that a bundle was trained on, pixels, where it knows that; else the size of the model's input."""
+    return int(bundle.provenance.get("tile_pixels") or bundle.preprocess.height)
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description=map_command.__doc__, allow_abbrev=False)
+    add = parser.add_argument
+    add("scenes", nargs="+", help="rasters: files, http(s) addresses of COGs, STAC items (.json)")
+    add("--bundle", required=True, help="folder that train or zeroshot label wrote")
+    add("--out", default="landcover.tif", help="COG of labels; with several scenes their names are added (%(default)s)")
+    add("--tiles", default="", help="GeoParquet of the tiles, all scenes in one")
+    add("--probabilities", default="", help="COG of blended probabilities, a band a class")
+    add("--geojson", default="", help="the tiles as GeoJSON")
+    add("--gpkg", default="", help="the tiles as GeoPackage")
+    cut = parser.add_argument_group("how scenes are cut")
+    cut.add_argument("--tile", type=int, default=0, help="side of a tile, pixels as read; 0: as in training")
+    cut.add_argument(
+        "--overlap", type=float, default=0.25, help="share of a side in common with the next tile (%(default)s)"
+    )
+    cut.add_argument(
+        "--cell", type=int, default=0, help="side of a cell of the map, pixels as read; 0: a sixteenth of a tile"
+    )
+    cut.add_argument("--resolution", type=float, default=0, help="read at so many metres a pixel; 0: the scene's own")
+    cut.add_argument("--crs", default="", help="read in this CRS, such as EPSG:32633; default: the scene's own")
+    cut.add_argument(
+        "--min_valid", type=float, default=0.25, help="skip tiles with less data than this share (%(default)s)"
+    )
+    what = parser.add_argument_group("what the scenes hold")
+    what.add_argument("--sensor", default="", help="where the bundle names none: what the numbers of the scene mean")
+    what.add_argument("--bands", default="", help="comma-separated; where the file does not name them: B4=3,B3=2,B2=1")
+    what.add_argument("--baseline", default="", help="processing baseline of Sentinel-2, such as 04.00")
+    what.add_argument("--asset", default="", help="key of the asset of STAC items")
+    what.add_argument("--datetime", default="", help="when the scene was taken, ISO 8601, for its STAC item")
+    how = parser.add_argument_group("how it is computed")
+    how.add_argument("--tta", action="store_true", help="mean over rotations and reflections: eight times the work")
+    how.add_argument(
+        "--min_probability", type=float, default=0.0, help="below it a tile is unknown (%(default)s: never)"
+    )
+    how.add_argument(
+        "--runtime", default="torch", choices=("auto", *RUNTIMES), help="what runs the model (%(default)s)"
+    )
+    how.add_argument("--precision", default="auto", choices=PRECISIONS, help="(%(default)s)")
+    how.add_argument("--batch_size", type=int, default=16, help="tiles a forward pass (%(default)s)")
+    how.add_argument(
+        "--readers", type=int, default=1, help="reading threads a worker; more for remote scenes (%(default)s)"
+    )
+    how.add_argument("--executor", default="inline", choices=get_args(Executor), help="(%(default)s)")
+    how.add_argument("--workers", type=int, default=1, help="processes, or actors of Ray (%(default)s)")
+    how.add_argument("--threads", type=int, default=0, help="compute threads a worker; 0: the cores shared out")
+    how.add_argument(
+        "--ray_address", "--ray.address", default="", help="of a running cluster, or auto; default: start one"
+    )
+    how.add_argument("--num_gpus", type=float, default=0.0, help="GPUs that each actor of Ray asks for (%(default)s)")
+    how.add_argument("--shard_size", type=int, default=512, help="tiles that are saved together (%(default)s)")
+    how.add_argument("--keep_shards", action="store_true", help="keep the folder .OUT.job when the job is done")
+    return parser
+
+
+def _check_outputs(words: argparse.Namespace, bundle: Bundle) -> None:
+    """Refuse what would fail after hours of work."""
+    endings = {"out": ".tif", "tiles": ".parquet", "probabilities": ".tif", "geojson": ".geojson", "gpkg": ".gpkg"}
+    for name, ending in endings.items():
+        given = getattr(words, name)
+        if given and Path(given).suffix.lower() != ending:
+            raise ConfigError(
+                f"--{name} {given} does not end in {ending}.", hint=f"Call it {Path(given).stem}{ending}."
+            )
+    for name in ("min_valid", "min_probability"):
+        if not 0 <= getattr(words, name) <= 1:
+            raise ConfigError(f"--{name} {getattr(words, name)} is no share.", hint="It lies in 0..1.")
+    if words.min_probability and bundle.task_kind == "multilabel":
+        raise ConfigError(
+            "--min_probability does not fit a multi-label bundle.", hint="It has a threshold for each class."
+        )
+    for name in ("batch_size", "readers"):
+        if getattr(words, name) < 1:
+            raise ConfigError(f"--{name} {getattr(words, name)} cannot be.", hint="It is 1 or more.")
+
+
+def _scene_spec(words: argparse.Namespace, spec: PreprocessSpec) -> PreprocessSpec:
+    """The bundle's preprocessing, with what the user says of the scene where the bundle does not."""
+    if words.sensor and spec.sensor and sensor_named(words.sensor) != sensor_named(spec.sensor):
+        raise ConfigError(f"--sensor {words.sensor}: the bundle was trained on {spec.sensor}.", hint="Leave it away.")
+    sensor = spec.sensor or (sensor_named(words.sensor).name if words.sensor else "")
+    bands = tuple(word.strip() for word in words.bands.split(",") if word.strip()) or spec.bands
+    if sensor and spec.sensor and words.bands:
+        known = sensor_named(sensor)
+        if [band_named(known, a).name for a in bands] != [band_named(known, b).name for b in spec.bands]:
+            raise ConfigError(
+                f"--bands {words.bands}: the bundle takes {', '.join(spec.bands)}.",
+                hint=f"Name the same in the same order, such as {spec.bands[0]}=1 for the first band of the file.",
+            )
+    return replace(spec, sensor=sensor, bands=bands)
+
+
+def _check_types(scenes: list[Scene], spec: PreprocessSpec) -> None:
+    """Refuse numbers whose meaning nobody has said, before every single tile does."""
+    for scene in scenes:
+        if not (spec.sensor or spec.bands) and scene.dtype != "uint8":
+            raise ConfigError(
+                f"{scene.path} holds {scene.dtype}, and the bundle takes pictures of 8 bits.",
+                hint="Say what the numbers mean, such as --sensor landsat8_l1 --bands red=3,green=2,blue=1.",
+            )
+
+
+def _when(words: argparse.Namespace, found: Input) -> datetime | None:
+    if not words.datetime:
+        return found.when
+    try:
+        when = datetime.fromisoformat(words.datetime)
+    except ValueError as error:
+        raise ConfigError(
+            f"--datetime {words.datetime} is no ISO 8601 time.", hint="Such as 2024-06-01T10:30:00Z."
+        ) from error
+    return when if when.tzinfo else when.replace(tzinfo=UTC)
+
+
+def _band_names(spec: PreprocessSpec) -> list[set[str]]:
+    """The names that each band goes by in catalogues."""
+    plain = [name.partition("=")[0] for name in spec.bands]
+    if not spec.sensor:
+        return [{name} for name in plain]
+    known = [band_named(sensor_named(spec.sensor), name) for name in plain]
+    return [{band.name, *band.aliases} for band in known]
+
+
+def _signature(path: str) -> list[Any]:
+    """Name, size and time of local files, so that a job does not go on with others under the same names."""
+    found: list[Any] = []
+    for file in files_of(path):
+        about = None if is_remote(file) else Path(file).stat()
+        found.append([Path(file).name, about.st_size, about.st_mtime_ns] if about else [shown(file)])
+    return found
+
+
+def _path(word: str) -> Path | None:
+    return Path(word) if word else None
+
+
+def _describe(
+    scenes: list[Scene], bundle: Bundle, labels: Labels, out: Path, soft: Path | None, tiles: Path | None
+) -> None:
+    """STAC items: one for the model, one for each map, beside the map."""
+    model = model_item(bundle, os.path.relpath(bundle.path, out.parent).replace(os.sep, "/"))
+    write_item(model, out.with_name(f"{model.id}.json"))
+    for scene in scenes:
+        target = path_for(out, scene, scenes)
+        products = {"labels": Product(target.name, GEOTIFF, "Land cover")}
+        for key, path, kind, title in (
+            ("probabilities", soft and path_for(soft, scene, scenes), GEOTIFF, "Probability of each class"),
+            ("tiles", tiles, PARQUET, "Labelled tiles"),
+        ):
+            if path:
+                products[key] = Product(os.path.relpath(path, out.parent).replace(os.sep, "/"), kind, title)
+        sources = [scene.item] if scene.item else []
+        item = map_item(target.stem, scene.place, labels, products, model, when=scene.when, sources=sources)
+        write_item(item, target.with_suffix(".json"))
+
+
+def _summarise(drawn: Drawn, scenes: list[Scene], out: Path, tiles: Path | None) -> None:
+    labelled = drawn.tiles - drawn.skipped - len(drawn.errors)
+    console.print(
+        f"{drawn.tiles} tiles: {labelled} labelled, {drawn.skipped} without enough data, {len(drawn.errors)} with an error"
+    )
+    for error in drawn.errors[:5]:
+        console.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
+    for scene in scenes:
+        cells = {name: count for name, count in drawn.cells[scene.name].items() if name != "nodata" and count}
+        total = max(1, sum(cells.values()))
+        shares = ", ".join(
+            f"{name} {count / total:.1%}" for name, count in sorted(cells.items(), key=lambda c: -c[1])[:6]
+        )
+        console.print(
+            f"map    {path_for(out, scene, scenes)}: {shares or 'no data'}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if tiles:
+        console.print(f"tiles  {tiles}")

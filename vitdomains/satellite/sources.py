@@ -1,0 +1,139 @@
+"""From the ``data`` section of a config to one checked manifest of tiles: read, merge, choose classes, split, validate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vitdomains.core import checks
+from vitdomains.core.assembly import keep_rows, limited, source_root
+from vitdomains.core.config import Data, Source
+from vitdomains.core.errors import ManifestError
+from vitdomains.core.manifest import Manifest, labels, merge, select_classes, take, validate, with_split
+from vitdomains.core.suggest import nearest
+from vitdomains.satellite import bigearthnet
+from vitdomains.satellite.folders import LAYOUTS, folders, release
+from vitdomains.satellite.positions import split_tiles
+from vitdomains.satellite.tables import csv_source, tiles
+
+log = logging.getLogger(__name__)
+
+SOURCES: dict[str, Callable[[Source, Path], Manifest]] = {
+    **dict.fromkeys(LAYOUTS, release),
+    **bigearthnet.READERS,
+    "folders": folders,
+    "tiles": tiles,
+    "csv": csv_source,
+}
+"""Reader by name. Each takes the source and its resolved root and opens no image."""
+
+
+def build_manifest(data: Data) -> Manifest:
+    """The manifest of a config: sources -> keep, limit -> merge -> classes -> split -> checks.
+
+    Args:
+        data: The config's ``data``; without sources: class folders under ``data.root``.
+
+    Returns:
+        A validated manifest, every row in train, val or test, none without a known label. For a single-label task every
+        row has exactly one class.
+
+    Raises:
+        ManifestError: A source is not there, not what it claims, or inconsistent.
+        ConfigError: Impossible fractions.
+    """
+    joined = merge([_read(source, data) for source in data.sources or [Source(name="folders")]])
+    single = data.task != "multilabel"
+    m = _one_class_each(joined) if single else joined
+    if data.classes:
+        m = _chosen(m, data.classes)
+    m = split_tiles(_known(m, single), data)
+    if not data.classes:
+        m = _known(_without_rare(m, data.min_positives), single)
+    validate(m, require_positives=False)
+    return m
+
+
+def _read(source: Source, data: Data) -> Manifest:
+    reader = SOURCES.get(source.name)
+    if reader is None:
+        raise ManifestError(
+            f"Unknown source {source.name!r}.",
+            hint=f"Did you mean {nearest(source.name, list(SOURCES), 1)}? Allowed: {', '.join(SOURCES)}.",
+        )
+    m = reader(source, source_root(source, data))
+    if data.split in ("official", "column") and not (m.table["split"] != "").any():
+        raise ManifestError(
+            f"`data.split` is {data.split}, but the source {source.name} ({m.name}) has no such split.",
+            hint="Use `data.split: auto` or `grouped`, or add the split lists beside the images.",
+        )
+    if data.split in ("grouped", "spatial", "longitude"):
+        m = with_split(m, [""] * len(m))
+    m = keep_rows(m, source.keep)
+    if source.limit > 0:
+        m = limited(m, source.limit, data.split_seed)
+    log.info("%s: %d images, %d groups", m.name, len(m), m.table["group"].nunique())
+    return m
+
+
+def _one_class_each(m: Manifest) -> Manifest:
+    """A tile of one class is none of the others, those of another source included."""
+    targets = labels(m).copy()
+    positives = (targets == 1).sum(axis=1)
+    if (positives > 1).any():
+        first = m.table["id"].iloc[int(np.argmax(positives > 1))]
+        raise ManifestError(
+            f"{int((positives > 1).sum())} tiles have more than one class, the first is {first}.",
+            hint="Set --data.task multilabel.",
+        )
+    targets[positives == 1] = np.nan_to_num(targets[positives == 1], nan=0.0)
+    return Manifest(m.table.assign(**dict(zip(m.classes, targets.T, strict=True))), m.classes, m.name)
+
+
+def _chosen(m: Manifest, names: Sequence[str]) -> Manifest:
+    """The classes asked for, in that order; a class that no source has is a warning, so that a model can be measured
+    on data with fewer classes than its own."""
+    spelled = {_plain(c): c for c in m.classes}
+    absent = [name for name in names if _plain(name) not in spelled]
+    if len(absent) == len(names):
+        raise ManifestError(
+            f"No source has {', '.join(names[:5])}.", hint=f"Its classes are {', '.join(m.classes[:40])}."
+        )
+    if absent:
+        log.warning("no tile of %s; the sources have %s", ", ".join(absent), ", ".join(m.classes))
+    table = m.table.rename(columns={spelled[_plain(n)]: n for n in names if _plain(n) in spelled})
+    renamed = tuple(next((n for n in names if _plain(n) == _plain(c)), c) for c in m.classes)
+    chosen = select_classes(Manifest(table, renamed, m.name), names)
+    others = [c for c in renamed if c not in names]
+    if others and not absent:
+        log.info("%d classes are left out: %s", len(others), ", ".join(others[:10]))
+    return chosen
+
+
+def _plain(name: str) -> str:
+    """A class name without case, blanks, hyphens and underscores."""
+    return "".join(c for c in name.casefold() if c.isalnum())
+
+
+def _known(m: Manifest, single: bool) -> Manifest:
+    """Without the rows that have no known label; a tile of a class that was not chosen is none of the others."""
+    known = (labels(m) == 1).any(axis=1) if single else ~np.isnan(labels(m)).all(axis=1)
+    if not known.all():
+        log.info("%d of %d tiles have no known label and are left out", int((~known).sum()), len(m))
+    return m if known.all() else take(m, known)
+
+
+def _without_rare(m: Manifest, least: int) -> Manifest:
+    """Without the classes that have fewer than ``least`` positives in training."""
+    splits = m.table["split"].to_numpy(dtype=object)
+    rare = {m.classes[k] for k in checks.classes_without_positives(splits, labels(m), max(1, least))}
+    if rare:
+        log.warning("left out, fewer than %d positives in training: %s", max(1, least), ", ".join(sorted(rare)))
+    if len(rare) == len(m.classes):
+        raise ManifestError(
+            f"No class has {max(1, least)} positives in training.", hint="Lower `data.min_positives`, or add tiles."
+        )
+    return select_classes(m, [c for c in m.classes if c not in rare])

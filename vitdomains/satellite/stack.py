@@ -1,0 +1,72 @@
+"""Windows of scenes for a model, also of those whose bands lie in files of their own, as catalogues deliver Sentinel-2."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vitdomains.core.errors import ImageError
+from vitdomains.core.geo.inputs import files_of
+from vitdomains.core.geo.raster import Extent, RasterInfo, describe_raster
+from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.satellite.reader import read_pixels
+
+_SAME = 0.5
+"""Pixels by which the corners of two grids may differ."""
+
+
+def read_scene(
+    path: str,
+    window: Extent,
+    spec: PreprocessSpec,
+    *,
+    resolution: float | None = None,
+    crs: str | None = None,
+    baseline: str = "",
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """As ``read_pixels``, for a path that may name a file for each band of ``spec``.
+
+    Bands of another resolution are brought to the grid of the first; a pixel holds data where all bands do.
+
+    Raises:
+        ImageError: As ``read_pixels``; or a band covers another ground than the first.
+    """
+    files = files_of(path)
+    if len(files) == 1:
+        return read_pixels(path, window, spec, resolution=resolution, crs=crs, baseline=baseline)
+    reference = describe_raster(files[0], resolution=resolution, crs=crs)
+    pixels, valid = [], []
+    for i, (file, band) in enumerate(zip(files, spec.bands, strict=True)):
+        own = resolution
+        if not _same_grid(describe_raster(file, resolution=own, crs=crs), reference):
+            own = reference.resolution[0]
+            if not _same_grid(describe_raster(file, resolution=own, crs=crs), reference):
+                raise ImageError(
+                    file, "covers another ground than the first band", tag="band", value=band,
+                    hint="Bring the bands to one grid first.",
+                )  # fmt: skip
+        one = replace(
+            spec,
+            channels=1,
+            bands=(f"{band.partition('=')[0]}=1",),
+            mean=(spec.mean[i if len(spec.mean) > 1 else 0],),
+            std=(spec.std[i if len(spec.std) > 1 else 0],),
+        )
+        found, there = read_pixels(file, window, one, resolution=own, crs=crs, baseline=baseline)
+        pixels.append(found[:, :, 0])
+        valid.append(there)
+    return np.stack(pixels).transpose(1, 2, 0), np.logical_and.reduce(valid)
+
+
+def _same_grid(a: RasterInfo, b: RasterInfo) -> bool:
+    if (a.width, a.height, a.crs) != (b.width, b.height, b.crs):
+        return False
+    corners = [~b.transform @ (a.transform @ corner) for corner in ((0, 0), (a.width, a.height))]
+    return all(
+        abs(found[axis] - expected[axis]) < _SAME
+        for found, expected in zip(corners, ((0, 0), (b.width, b.height)), strict=True)
+        for axis in (0, 1)
+    )

@@ -1,0 +1,232 @@
+"""A scene and what is on the ground -> labelled tiles: GeoTIFF files and the manifest that training reads."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import rasterio
+from affine import Affine
+from rasterio.io import MemoryFile
+from rasterio.warp import transform as reproject_points
+
+from vitdomains.core.atomic import write_atomically, write_text
+from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.geo.raster import RasterInfo, describe_raster, read_window
+from vitdomains.core.manifest import Manifest, make_manifest, write_manifest
+from vitdomains.satellite.truth import Truth, ground_truth
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.csv"
+_EXACT = ("uint8", "int8", "uint16", "int16", "float32")
+PLAN = "tiles.json"
+OnTiles = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TileRules:
+    """Which tiles are cut.
+
+    Attributes:
+        size: Side of a tile, pixels of the scene.
+        stride: Step from tile to tile, pixels; 0: ``size``, so that tiles do not overlap.
+        min_purity: Least share of a tile's valid pixels that carry its majority label, 0..1.
+        min_valid: Least share of a tile's pixels that hold data, 0..1.
+        field: Field of the polygons that holds the class.
+        bands: Names that are written into the tiles in place of the scene's own.
+    """
+
+    size: int = 64
+    stride: int = 0
+    min_purity: float = 0.5
+    min_valid: float = 1.0
+    field: str = ""
+    bands: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.stride < 0:
+            raise ConfigError(f"Tiles of {self.size} pixels every {self.stride}.", hint="Give a size of 1 or more.")
+        if not (0 <= self.min_purity <= 1 and 0 < self.min_valid <= 1):
+            raise ConfigError(
+                f"min_purity {self.min_purity} and min_valid {self.min_valid} are no shares.",
+                hint="Purity lies in 0..1, the valid share above 0 and at most 1.",
+            )
+
+
+def cut_tiles(
+    scenes: Sequence[str | Path],
+    labels: str | Path,
+    out: str | Path,
+    rules: TileRules = TileRules(),
+    *,
+    names: Mapping[str, str] | None = None,
+    on_progress: OnTiles = lambda done, total: None,
+) -> Manifest:
+    """Cut the tiles of one or more scenes that one class dominates.
+
+    Only whole tiles are cut, row by row from the top left. Files are written one at a time, whole or not at all, and the
+    manifest last: after a stop the same call goes on where it was.
+
+    Args:
+        scenes: Rasters; their names without ending are told apart.
+        labels: A label raster or polygons, in any CRS (see ``ground_truth``).
+        out: Folder of ``manifest.csv`` and ``tiles/``.
+        rules: Size, stride, thresholds.
+        names: Class name by value of the labels.
+        on_progress: Called with (rows of tiles done, in all).
+
+    Returns:
+        The manifest, as the source ``tiles`` reads it; beyond the usual columns ``purity`` (share of the valid pixels that
+        carry the label), ``valid_fraction``, ``lon`` and ``lat`` of the centre (WGS 84; NaN without a CRS), ``scene``, and
+        ``col``, ``row``, ``width``, ``height`` in pixels of the scene.
+
+    Raises:
+        ImageError: A scene or the labels cannot be read.
+        ManifestError: No tile passes the rules, two scenes share a name, or ``out`` holds tiles of another call.
+    """
+    folder = Path(out)
+    stems = [Path(scene).stem for scene in scenes]
+    if len(set(stems)) < len(stems):
+        raise ManifestError(f"Two scenes share a name: {', '.join(stems)}.", hint="Rename one; tiles are named by it.")
+    infos = [describe_raster(scene) for scene in scenes]
+    for info in infos:
+        if rules.bands and len(rules.bands) != info.count:
+            raise ConfigError(
+                f"{len(rules.bands)} band names for the {info.count} bands of {info.path}.", hint="Name each band once."
+            )
+    plan = _plan(folder, scenes, labels, rules, names)
+    step = rules.stride or rules.size
+    total = sum(len(range(0, info.height - rules.size + 1, step)) for info in infos)
+    found: list[dict[str, Any]] = []
+    classes: list[str] = []
+    done = 0
+    for info, stem in zip(infos, stems, strict=True):
+        with ground_truth(labels, info, field=rules.field, names=names) as truth:
+            write_text(folder / PLAN, plan)
+            classes += [name for name in truth.classes if name not in classes]
+            for top in range(0, info.height - rules.size + 1, step):
+                found += [_write(tile, info, folder, rules) for tile in _tiles_of_row(info, stem, truth, top, rules)]
+                done += 1
+                on_progress(done, total)
+    if not found:
+        raise ManifestError(
+            f"No tile of {rules.size} x {rules.size} pixels has {rules.min_purity:g} of one class and "
+            f"{rules.min_valid:g} of valid pixels.",
+            hint="Lower --min_purity or --min_valid, take smaller tiles, or check that labels and scene overlap.",
+        )
+    m = _manifest(pd.DataFrame(found), classes, folder)
+    write_manifest(m, folder / MANIFEST)
+    return m
+
+
+@dataclass(frozen=True)
+class _Tile:
+    id: str
+    col: int
+    row: int
+    label: str
+    purity: float
+    valid_fraction: float
+    valid: npt.NDArray[np.bool_]
+
+
+def _tiles_of_row(info: RasterInfo, stem: str, truth: Truth, top: int, rules: TileRules) -> Iterator[_Tile]:
+    size = rules.size
+    strip = truth.rows(top, size)
+    for left in range(0, info.width - size + 1, rules.stride or size):
+        part = strip[:, left : left + size]
+        # The image is read only where a label can win: most of a scene with few polygons is not.
+        if (part >= 0).mean() < rules.min_purity * rules.min_valid or not (part >= 0).any():
+            continue
+        valid = read_window(info.path, (left, top, size, size)).valid
+        share = float(valid.mean())
+        if share < rules.min_valid or not valid.any():
+            continue
+        votes = np.bincount(part[valid & (part >= 0)], minlength=len(truth.classes))
+        best = int(votes.argmax())
+        purity = float(votes[best] / valid.sum())
+        if votes[best] == 0 or purity < rules.min_purity:
+            continue
+        name = f"{stem}_{top:06d}_{left:06d}"
+        yield _Tile(name, left, top, truth.classes[best], purity, share, valid)
+
+
+def _write(tile: _Tile, info: RasterInfo, folder: Path, rules: TileRules) -> dict[str, Any]:
+    """Write the pixels as they are in the scene unless the file is there; a row of the manifest."""
+    size, path = rules.size, folder / "tiles" / f"{tile.id}.tif"
+    transform = info.transform @ Affine.translation(tile.col, tile.row)
+    if not path.exists():
+        dtype = info.dtype if info.dtype in _EXACT else "float32"
+        profile = {
+            "driver": "GTiff", "dtype": dtype, "count": info.count, "width": size, "height": size, "crs": info.crs,
+            "transform": transform if info.crs else None, "nodata": info.nodata, "compress": "deflate",
+            "photometric": "minisblack",
+        }  # fmt: skip
+        pixels = read_window(info.path, (tile.col, tile.row, size, size)).pixels.astype(dtype)
+        if info.nodata is not None:
+            pixels[:, ~tile.valid] = info.nodata
+        made = _tiff(pixels, profile, rules.bands or info.bands, tile.valid)
+        write_atomically(path, lambda part: part.write_bytes(made))
+    x, y = transform @ (size / 2, size / 2)
+    return {
+        "id": tile.id, "path": str(path.absolute()), "label": tile.label, "purity": round(tile.purity, 4),
+        "valid_fraction": round(tile.valid_fraction, 4), "x": x, "y": y, "crs": info.crs.to_wkt() if info.crs else None,
+        "scene": Path(info.path).name, "col": tile.col, "row": tile.row, "width": size, "height": size,
+    }  # fmt: skip
+
+
+def _tiff(
+    pixels: npt.NDArray[Any], profile: dict[str, Any], bands: Sequence[str], valid: npt.NDArray[np.bool_]
+) -> bytes:
+    """A GeoTIFF as bytes: GDAL's many small writes go to memory, the disk gets one."""
+    with MemoryFile() as memory:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), memory.open(**profile) as file:
+            file.write(pixels)
+            if len(bands) == len(pixels):
+                file.descriptions = tuple(bands)
+            if not valid.all() and profile["nodata"] is None:
+                file.write_mask(valid)  # a collar or alpha band of the scene is declared here
+        return bytes(memory.getbuffer())
+
+
+def _manifest(table: pd.DataFrame, classes: Sequence[str], folder: Path) -> Manifest:
+    lon, lat = np.full(len(table), np.nan), np.full(len(table), np.nan)
+    for crs, rows in table.groupby("crs", sort=False, dropna=True).groups.items():
+        places = np.asarray(rows)
+        lon[places], lat[places] = reproject_points(crs, "EPSG:4326", table["x"].iloc[places], table["y"].iloc[places])
+    shown = [name for name in classes if (table["label"] == name).any()]
+    if len(shown) < len(classes):
+        log.warning("no tile of %s", ", ".join(name for name in classes if name not in shown))
+    targets = (table["label"].to_numpy(dtype=object)[:, None] == np.array(shown, dtype=object)).astype(np.float32)
+    columns = ["purity", "valid_fraction", "scene", "col", "row", "width", "height"]
+    extra = table[columns].assign(lon=lon.round(7), lat=lat.round(7))
+    ids = table["id"].tolist()
+    return make_manifest(ids, table["path"].tolist(), ids, shown, targets, extra=extra, name=folder.absolute().name)
+
+
+def _plan(
+    folder: Path, scenes: Sequence[str | Path], labels: str | Path, rules: TileRules, names: Mapping[str, str] | None
+) -> str:
+    """What these tiles are cut from, as text; tiles that lie there already must be of the same files and rules."""
+
+    def state(path: str | Path) -> list[Any]:
+        file = Path(path)
+        return [file.name, *((file.stat().st_size, file.stat().st_mtime_ns) if file.is_file() else ())]
+
+    cut = {"scenes": [state(s) for s in scenes], "labels": state(labels), "rules": asdict(rules)}
+    plan = json.dumps({**cut, "names": dict(names or {})}, indent=1, sort_keys=True)
+    note = folder / PLAN
+    if note.is_file() and note.read_text(encoding="utf-8") != plan:
+        raise ManifestError(
+            f"{folder} holds tiles of other scenes, labels or rules.",
+            hint="Choose another --out, or remove the folder.",
+        )
+    return plan

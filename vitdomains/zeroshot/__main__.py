@@ -1,0 +1,24 @@
+"""``python -m vitdomains.zeroshot``: the shared commands, and those that need no training."""
+
+from __future__ import annotations
+
+import sys
+
+from vitdomains.core.cli import Command, main
+from vitdomains.zeroshot import DOMAIN
+from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search
+from vitdomains.zeroshot.feedback import refine_command, student_command
+
+COMMANDS: dict[str, Command] = {
+    "label": label,
+    "embed": embed,
+    "search": search,
+    "evaluate": evaluate,
+    "refine": refine_command,
+    "student": student_command,
+    "convert": convert_command,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main(DOMAIN, sys.argv[1:], COMMANDS))

@@ -1,0 +1,154 @@
+"""What a labelling leaves beside its tables: lists for people, totals, and the bundle that all other commands take."""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pandas as pd
+
+from vitdomains.core.atomic import write_text
+from vitdomains.core.bundle import Bundle, write_bundle
+from vitdomains.core.config import Config, Data, Run, Source
+from vitdomains.core.geo.tiles_table import UNKNOWN
+from vitdomains.core.image_tower import text_head
+from vitdomains.zeroshot.classify import Classifier, top_k
+from vitdomains.zeroshot.embeddings import About
+from vitdomains.zeroshot.towers import Towers
+
+DOMAIN_NAME = "zeroshot"
+
+
+@dataclass
+class Summary:
+    """Totals over all tiles: how many have each label (``unknown``, and "" for those without data or with an error), the sums
+    behind the means of probability and margin, and the errors by tile."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    sums: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def add(self, table: pd.DataFrame) -> None:
+        """Take a tile table into account."""
+        grouped = table.groupby("label", sort=False)
+        for label, rows in grouped[["probability", "margin", "entropy"]]:
+            self.counts[str(label)] += len(rows)
+            self.sums[str(label)] = self.sums.get(str(label), 0.0) + np.nansum(rows.to_numpy(np.float64), axis=0)
+        wrong = table["error"] != ""
+        self.errors.update(zip(table["tile_id"][wrong], table["error"][wrong], strict=True))
+
+    def table(self, names: tuple[str, ...]) -> pd.DataFrame:
+        """One row a label: tiles, share of the labelled ones, and means of probability, margin and entropy."""
+        labels = [*names, *sorted(set(self.counts) - {*names, "", UNKNOWN}), UNKNOWN]
+        total = max(1, sum(count for label, count in self.counts.items() if label))
+        rows = []
+        for label in labels:
+            count = self.counts[label]
+            means = self.sums[label] / count if count else [float("nan")] * 3
+            rows.append((label, count, count / total, *means))
+        return pd.DataFrame(rows, columns=["label", "tiles", "share", "probability", "margin", "entropy"])
+
+
+@contextmanager
+def label_list(path: Path, classifier: Classifier, k: int) -> Iterator[Any]:
+    """Yields a function that adds tile tables to ``labels.csv``, which appears whole when all are in it."""
+    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    columns = ["tile_id", "path", "col", "row", "label", "probability", "margin"]
+
+    def add(table: pd.DataFrame, handle: TextIO, first: bool) -> None:
+        shown = table[columns].assign(top=top_k(table, classifier.prompts.names, k), error=table["error"])
+        shown.to_csv(handle, index=False, header=first, float_format="%.4f", quoting=csv.QUOTE_MINIMAL)
+
+    try:
+        with part.open("w", encoding="utf-8", newline="") as handle:
+            yield lambda table: add(table, handle, handle.tell() == 0)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_totals(folder: Path, summary: Summary, names: tuple[str, ...]) -> None:
+    """``summary.csv`` and ``errors.csv``."""
+    write_text(folder / "summary.csv", summary.table(names).to_csv(index=False, float_format="%.4f"))
+    wrong = pd.DataFrame(list(summary.errors.items()), columns=["tile_id", "error"])
+    write_text(folder / "errors.csv", wrong.to_csv(index=False))
+
+
+def write_label_bundle(
+    path: Path, towers: Towers, classifier: Classifier, about: About, tiles: int, made_by: str = "text embeddings"
+) -> Bundle:
+    """The image tower with the classifier as its last layer, as a bundle.
+
+    Args:
+        path: Folder to write.
+        towers: Whose image tower it is.
+        classifier: Its weights, bias, temperature and thresholds; its prompts go into the provenance.
+        about: The preprocessing that the embeddings were made with.
+        tiles: How many tiles were labelled with it.
+        made_by: Where the last layer comes from.
+    """
+    model = text_head(towers.image, classifier.weights, classifier.bias)
+    total = sum(p.numel() for p in model.parameters())
+    sample = f"F1 on {classifier.calibrated_on} labelled tiles" if classifier.calibrated_on else "not calibrated"
+    config = Config(
+        data=Data(sources=[Source(name="folders")], image_size=about.preprocess.height), run=Run(dir=str(path.parent))
+    )
+    provenance = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
+        "seed": 0, "weights": {"file": towers.source, "sha256": towers.id}, "parameters": {"trained": 0, "total": total},
+        "config": asdict(config), "manifest_sha256": "", "images": {"labelled": tiles}, "groups": 0,
+        "head": made_by, "prompts": classifier.prompts.to_dict(),
+    }  # fmt: skip
+    bundle = Bundle(
+        path=path, domain=DOMAIN_NAME, task_kind=classifier.task_kind, classes=classifier.prompts.names,
+        model=towers.image.spec(), preprocess=about.preprocess, temperature=(classifier.temperature,),
+        thresholds=classifier.thresholds, threshold_rule=sample, metrics={}, data_card="", provenance=provenance,
+        exports={}, files={},
+    )  # fmt: skip
+    card = _card(bundle)
+    return write_bundle(bundle, model.state_dict(), lambda folder: write_text(folder / "MODEL_CARD.md", card))
+
+
+def _card(bundle: Bundle) -> str:
+    history, spec = bundle.provenance, bundle.preprocess
+    prompts = history["prompts"]
+    lines = [
+        "# Model card: zero-shot labels",
+        "",
+        "## Model",
+        "",
+        f"- Image tower of `{history['weights']['file']}` (id {history['weights']['sha256']}), `{bundle.model.name}`",
+        f"- Last layer: {history['head']}, not trained on labelled images",
+        f"- Input: {spec.height} x {spec.width} px, {spec.resize}, {spec.resample}",
+        f"- Temperature {bundle.temperature[0]:.3f}; thresholds: {bundle.threshold_rule}",
+        f"- Made {history['created']}: {', '.join(f'{k} {v}' for k, v in history['packages'].items())}",
+        "",
+        "## Classes and what the model was asked",
+        "",
+    ]
+    for entry in prompts["classes"]:
+        lines += [f"- **{entry['name']}**" + (" (background)" if entry["background"] else "")]
+        lines += [f"    - {text}" for text in entry["prompts"]]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "- Not measured, unless bundle.json has metrics: run `evaluate` on labelled tiles of your own area.",
+        "- Probabilities of a model that was not calibrated are no frequencies.",
+        "- The licence of the checkpoint holds for this bundle; see data_cards/clip_weights.md.",
+        "",
+    ]
+    return "\n".join(lines)
