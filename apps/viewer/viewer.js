@@ -2,7 +2,7 @@
 
 const LAYOUTS = ["overlay", "side", "prior"];
 const PREFIX = "vitdomains:";
-const TYPING = "input, textarea, select, [contenteditable='true'], [role='textbox'], [role='combobox'], [role='slider'], [role='grid']";
+const TYPING = "input:not([type='checkbox'], [type='radio']), textarea, select, [contenteditable='true'], [role='textbox'], [role='combobox'], [role='slider'], [role='grid']";
 const keep = (key, value) => { try { sessionStorage.setItem(PREFIX + key, JSON.stringify(value)); } catch { /* private mode: nothing is kept */ } };
 const kept = (key) => { try { return JSON.parse(sessionStorage.getItem(PREFIX + key)); } catch { return null; } };
 
@@ -358,6 +358,12 @@ class Viewer {
     on(this.$("[data-colours]"), "change", (e) => this.change({ colours: e.target.value }));
     on(this.$("[data-contour]"), "change", (e) => this.change({ contour: e.target.checked }));
     on(this.$("[data-level]"), "change", (e) => this.change({ level: Math.min(50, Math.max(1, Number(e.target.value) || 10)), contour: true }));
+    // Who chose with the mouse goes on with the keys of the film; who chose with the keys stays where they are.
+    for (const control of this.root.querySelectorAll("select, input")) {
+      on(control, "pointerdown", () => { control.dataset.mouse = "1"; });
+      on(control, "keydown", () => { delete control.dataset.mouse; });
+      on(control, "change", () => { if (control.dataset.mouse && control.type !== "number") this.canvases[0].focus({ preventScroll: true }); });
+    }
     for (const [pane, canvas] of this.canvases.entries()) {
       on(canvas, "pointerdown", (e) => this.press(pane, canvas, e));
       on(canvas, "wheel", (e) => { e.preventDefault(); this.zoomAt(pane, e, Math.exp(-e.deltaY / 500)); }, { passive: false });
@@ -452,7 +458,7 @@ class Viewer {
     const onFilm = this.canvases.includes(from);
     let done = true;
     if (!e.shiftKey && commands[e.key]) this.command(commands[e.key]);
-    else if (e.key === " " && !(from instanceof Element && from.closest("button, a, [role='button']"))) this.command("reset");
+    else if (e.key === " " && !(from instanceof Element && from.closest("button, a, input, [role='button']"))) this.command("reset");
     else if (!e.shiftKey && tools[e.key]) this.change({ tool: tools[e.key] });
     else if (/^[1-9]$/.test(e.key)) { const n = Number(e.key) - 1; if (n < this.films[0].presets.length) this.rewindow(this.films[0].preset(n), 0); }
     else if (e.key === "+" || e.key === "-") this.move({ zoom: this.view.zoom * (e.key === "+" ? 1.25 : 0.8) });

@@ -71,7 +71,8 @@ def test_other_families(name: str) -> None:
     assert estimate(name=name, options=options)["activations"] > 2**20
 
 
-def test_the_estimate_is_within_a_fifth_of_what_two_steps_take() -> None:
+def test_the_estimate_is_within_a_fifth_of_what_two_steps_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MALLOC_TOP_PAD_", raising=False)  # set for all tests; it moves memory into what stood before
     config = replace(with_recipe(batch_size=24), model=Model(name="vit:Ti/16"))
     spec = replace(SPEC, height=160, width=160)
     measured = measured_memory(config, spec, 5)

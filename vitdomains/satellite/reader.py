@@ -189,7 +189,7 @@ def _band_files(path: Path, sensor: Sensor, bands: tuple[str, ...]) -> list[Path
     """The file of each band where a patch is a folder with one a band (BigEarthNet: ``PATCH_B02.tif``); else empty."""
     stem, _, band = path.stem.rpartition("_")
     names = {known.name for known in sensor.bands}
-    if not stem or band not in names or len(bands) == 1 or describe_raster(path).count != 1:
+    if not stem or band not in names or describe_raster(path).count != 1:
         return []
     return [path.with_name(f"{stem}_{band_named(sensor, name).name}{path.suffix}") for name in bands]
 

@@ -59,7 +59,7 @@ def assess(
     ids = plan.table["tile_id"].to_numpy(dtype=object)[known]
     reports, tables = {}, {}
     for name, variant in zip(VARIANTS, (prompts, single_prompt(prompts)), strict=True):
-        classifier = text_classifier(towers, variant, options, Path(index_folder))
+        classifier = text_classifier(towers, variant, options, Path(index_folder), index.about.precision)
         scores = classifier.probabilities(vectors[known])
         report = evaluate(
             targets[known], scores, ids, prompts.names, classifier.thresholds, classifier.task_kind, bootstrap=bootstrap

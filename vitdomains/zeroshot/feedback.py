@@ -66,7 +66,7 @@ def refine_command(domain: Domain, argv: list[str]) -> int:
     keyed = index.tiles().set_index("tile_id")["key"]
     keys = {t: str(keyed.get(t, "")) for t in tiles["tile_id"]}
     options = Options("softmax", words.threshold)
-    text = text_classifier(towers, read_prompts(folder / "prompts.json"), options, index.folder)
+    text = text_classifier(towers, read_prompts(folder / "prompts.json"), options, index.folder, index.about.precision)
     refined = refine(text, index, tiles, keys, _reviewed(folder, words.reviewed))
     bundle = write_label_bundle(
         out / "bundle",

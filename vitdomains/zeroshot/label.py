@@ -117,16 +117,18 @@ def embed_tiles(
     return index, keys, errors
 
 
-def text_classifier(towers: Towers, prompts: PromptSet, options: Options, memory: Path | None = None) -> Classifier:
+def text_classifier(
+    towers: Towers, prompts: PromptSet, options: Options, memory: Path | None = None, precision: str = "fp32"
+) -> Classifier:
     """The classes' texts as a classifier; ``memory`` is a folder in which embeddings of texts are kept."""
     kind = towers.kind if options.scores == "auto" else options.scores
     default = 0.0 if kind == "softmax" else 0.5
     threshold = options.threshold if options.threshold >= 0 else default
 
     def encode(texts: Any) -> npt.NDArray[np.float32]:
-        return np.asarray(towers.text.encode(texts).numpy(), dtype=np.float32)
+        return np.asarray(towers.text.encode(texts, bf16=precision == "bf16").numpy(), dtype=np.float32)
 
-    known = remembering(encode, memory / f"texts-{towers.id}.parquet") if memory else encode
+    known = remembering(encode, memory / f"texts-{towers.id}-{precision}.parquet") if memory else encode
     weights = np.float32(towers.logit_scale) * class_embeddings(prompts, known)
     bias = np.full(len(weights), towers.logit_bias, np.float32)
     return Classifier(prompts, weights, bias, kind, (threshold,) * len(weights))
@@ -164,7 +166,7 @@ def label_tiles(
     folder = Path(out)
     index_folder = Path(index_folder) if index_folder else folder / "index"
     index, keys, errors = embed_tiles(towers, plan, index_folder, compute, on_progress)
-    classifier = text_classifier(towers, prompts, options, index_folder)
+    classifier = text_classifier(towers, prompts, options, index_folder, index.about.precision)
     if sample is not None:
         index, sample_keys, _ = embed_tiles(towers, sample[0], index_folder, compute, on_progress)
         classifier = calibrated(classifier, index.take(index.find(sample_keys))[0], sample[1])

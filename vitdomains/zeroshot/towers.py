@@ -80,10 +80,14 @@ class TextTower(nn.Module):
         return F.normalize(embedding.float(), dim=-1)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """[N,D] on the CPU, in batches of texts of like length, so that few tokens are padding."""
+    def encode(self, texts: Sequence[str], *, bf16: bool = False) -> Tensor:
+        """[N,D] on the CPU, in batches of texts of like length, so that few tokens are padding; ``bf16``: products in it."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        parts = [self([texts[i] for i in order[at : at + TEXT_BATCH]]).cpu() for at in range(0, len(texts), TEXT_BATCH)]
+        device = next(self.model.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            parts = [
+                self([texts[i] for i in order[at : at + TEXT_BATCH]]).cpu() for at in range(0, len(texts), TEXT_BATCH)
+            ]
         out = torch.empty(len(texts), parts[0].shape[1] if parts else 0)
         for position, embedding in zip(order, torch.cat(parts) if parts else [], strict=True):
             out[position] = embedding
