@@ -90,6 +90,17 @@ def step(session: Session, item: str, by: int) -> None:
         st.toast("That was the last film in sight." if by > 0 else "That was the first film in sight.")
 
 
+def take_marks(session: Session, row: dict[str, Any]) -> None:
+    """Marks that the viewer sent. A key that follows a mark at once comes with it, so ``finish`` takes them first."""
+    act = (st.session_state.get("viewer") or {}).get("act") or {}
+    if act.get("kind") != "regions" or act.get("item") != row["item"]:
+        return
+    draft = session.draft(str(row["item"]), row)
+    sent = [r for r in act.get("regions", []) if isinstance(r, dict)][:200]
+    if sent != draft.regions:
+        draft.regions, draft.changed = sent, True
+
+
 def save(session: Session, item: str) -> bool:
     """Write the draft; true where it is in the store. What went wrong stands in the session's ``problem``."""
     row = session.film(item)
@@ -122,6 +133,7 @@ def finish(session: Session, item: str) -> None:
     row = session.film(item)
     if row is None:
         return
+    take_marks(session, row)
     draft = session.draft(item, row)
     hidden = not session.revealed(item)
     if draft.changed and draft.answers:

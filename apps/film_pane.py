@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from apps.actions import focus_of_new
+from apps.actions import focus_of_new, take_marks
 from apps.components import empty, label, plain, problems, soft
 from apps.review_session import Session, go
 from apps.viewer import Picture, as_base64, film_viewer
@@ -67,7 +67,7 @@ def film_pane(session: Session, row: dict[str, Any], finding: str) -> None:
             "height": HEIGHT,
             "next": _ahead(session, item, revealed, method),
         }
-        film_viewer(key="viewer", data=data, on_act_change=lambda: _acted(session, row))
+        film_viewer(key="viewer", data=data, on_act_change=lambda: take_marks(session, row))
     if revealed:
         _what_maps_cannot_tell(session, row, finding, method)
 
@@ -141,14 +141,6 @@ def _ahead(session: Session, item: str, revealed: bool, method: str) -> str:
     if not future.done() or future.exception() is not None:
         return ""
     return str(future.result().for_viewer("next")["url"])
-
-
-def _acted(session: Session, row: dict[str, Any]) -> None:
-    """What the viewer sends: marks; or the wish to be drawn again, which this is."""
-    act = st.session_state["viewer"].get("act") or {}
-    if act.get("kind") == "regions" and act.get("item") == row["item"]:
-        draft = session.draft(str(row["item"]), row)
-        draft.regions, draft.changed = [r for r in act.get("regions", []) if isinstance(r, dict)][:200], True
 
 
 def _what_maps_cannot_tell(session: Session, row: dict[str, Any], finding: str, method: str) -> None:

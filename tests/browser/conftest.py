@@ -1,0 +1,97 @@
+"""A real browser before a real server: Debian's Chromium, driven by Playwright, and ``streamlit run`` in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.small_run import SmallRun, small_run
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+# A container's root has no sandbox and little shared memory; nothing here needs a proxy or a graphics card.
+FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server", "--disable-gpu"]
+REPOSITORY = Path(__file__).resolve().parents[2]
+Serve = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> SmallRun:
+    return small_run(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("Chromium is not installed (Debian: apt install chromium)")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="Playwright is not installed: pip install playwright"
+    )
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run keeps its pictures: ``VITDOMAINS_SCREENSHOTS``, else a temporary folder."""
+    given = os.environ.get("VITDOMAINS_SCREENSHOTS", "")
+    folder = Path(given) if given else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    """Start an app and give its address; every server that was started is stopped at the end."""
+    pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def start(script: str, *words: str | Path) -> str:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        log = (tmp_path / f"server{len(servers)}.log").open("wb")
+        command = [
+            sys.executable,
+            "-m",
+            "streamlit",
+            "run",
+            REPOSITORY / "apps" / script,
+            "--server.port",
+            port,
+            "--",
+            *words,
+        ]
+        servers.append(subprocess.Popen([str(w) for w in command], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT))
+        address = f"http://localhost:{port}"
+        until = time.monotonic() + 120
+        while True:
+            assert servers[-1].poll() is None and time.monotonic() < until, Path(log.name).read_text()
+            try:
+                with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5):
+                    return address
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+
+    yield start
+    for server in servers:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()

@@ -1,0 +1,277 @@
+"""A reviewer's whole working round in a real browser, by mouse and by key, and what the viewer shows, pixel by pixel."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.browser.conftest import Serve
+from tests.small_run import SmallRun
+from vitdomains.core.review import ReviewStore
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = pytest.mark.timeout(600)
+
+SCREEN = {"width": 1366, "height": 768}
+PATIENCE = 45_000  # milliseconds; other work may share the machine
+
+
+class Watched:
+    """A page whose complaints are kept: nothing may stand in the console, and nothing may be asked of other servers."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page = page
+        self.problems: list[str] = []
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on(
+            "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else self.problems.append(r.url)
+        )
+
+    def viewer(self, **has: str) -> Locator:
+        """The viewer, once its data attributes are these."""
+        wanted = "".join(f'[data-{k}="{v}"]' if v else f"[data-{k}]" for k, v in has.items())
+        found = self.page.locator(f"[data-viewer]{wanted}")
+        found.wait_for(state="visible")
+        return found
+
+    def worklist(self, films: int) -> None:
+        """Wait until all films are read and the page has settled."""
+        self.page.get_by_text(f"{films} of {films} films in sight").wait_for()
+        self.page.get_by_text("The list grows meanwhile").wait_for(state="detached")
+        self.page.get_by_role("button", name="Next to read").wait_for()
+        self.settled()
+
+    def settled(self) -> None:
+        """Wait until the server has nothing more to draw."""
+        self.page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for()
+
+    def press(self, key: str) -> None:
+        """A key as a reader presses it: once the answer to the last one is on the screen."""
+        self.settled()
+        self.page.keyboard.press(key)
+
+
+@pytest.fixture
+def watched(browser: Browser) -> Iterator[Any]:
+    contexts = []
+
+    def open_page(address: str, path: str = "", scheme: str = "light", **options: Any) -> Watched:
+        context = browser.new_context(viewport=SCREEN, color_scheme=scheme, accept_downloads=True, **options)
+        contexts.append(context)
+        made = Watched(context.new_page(), address)
+        made.page.goto(address + path, wait_until="commit")
+        return made
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+def words(run: SmallRun, folder: Path, *more: str) -> list[str | Path]:
+    return ["--bundle", run.bundle, "--studies", run.films, "--store", f"sqlite:///{folder / 'reviews.db'}",
+            "--cache", folder / "cache", "--reviewer", "ann", "--threads", "1", *more]  # fmt: skip
+
+
+def item_of(page: Page) -> str:
+    found = re.search(r"[?&]item=([0-9a-f]{64})", page.url)
+    assert found, page.url
+    return found.group(1)
+
+
+def drag(page: Page, canvas: Locator, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Press, move and release, in shares of the canvas."""
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + start[0] * box["width"], box["y"] + start[1] * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + end[0] * box["width"], box["y"] + end[1] * box["height"], steps=6)
+    page.mouse.up()
+
+
+def test_a_whole_working_round(serve: Serve, watched: Any, run: SmallRun, tmp_path: Path, screenshots: Path) -> None:
+    address = serve("cxr_review.py", *words(run, tmp_path))
+    seen = watched(address)
+    page: Page = seen.page
+    seen.worklist(48)
+    page.screenshot(path=screenshots / "cxr_worklist.png")
+
+    # Open the first film with the key for next; film and heat map appear.
+    seen.press("n")
+    page.wait_for_url(re.compile("item="))
+    first = item_of(page)
+    viewer = seen.viewer(film=first, painted=first)
+    seen.viewer(heat="")
+    assert page.get_by_text("Research use only").is_visible() and page.get_by_text("Adebayo et al. 2018").is_visible()
+    page.screenshot(path=screenshots / "cxr_reading.png")
+
+    # Window by drag, by preset, invert by key; the canvas follows.
+    canvas = viewer.locator("canvas").first
+    before = viewer.get_attribute("data-window")
+    drag(page, canvas, (0.4, 0.4), (0.6, 0.5))
+    seen.viewer(painted=first)
+    assert viewer.get_attribute("data-window") != before
+    page.keyboard.press("1")
+    seen.viewer(window=before)
+    page.keyboard.press("i")
+    assert viewer.locator('[data-do="invert"]').get_attribute("aria-pressed") == "true"
+    page.screenshot(path=screenshots / "cxr_inverted.png")
+    page.keyboard.press("i")
+
+    # Heat map off and on, contour, another method.
+    page.keyboard.press("m")
+    assert viewer.locator('[data-do="heat"]').get_attribute("aria-pressed") == "false"
+    page.keyboard.press("m")
+    viewer.locator("[data-contour]").check()
+    viewer.locator("[data-colours]").select_option("viridis")
+    key = viewer.get_attribute("data-heat")
+    canvas.focus()
+    seen.press("ArrowDown")  # the next finding has a map of its own
+    page.wait_for_url(re.compile("heat="))
+    page.locator(f'[data-viewer]:not([data-heat="{key}"])').wait_for()
+    page.screenshot(path=screenshots / "cxr_contour.png")
+
+    # Mark a box, answer one finding by mouse and one by key, write a note, save and go on.
+    page.keyboard.press("b")
+    drag(page, canvas, (0.45, 0.3), (0.55, 0.5))
+    viewer.locator("[data-marks] button").wait_for()
+    page.get_by_role("radio", name="Agree", exact=True).first.click()
+    page.get_by_role("radio", checked=True).first.wait_for()
+    seen.press("u")
+    page.get_by_role("radio", checked=True).nth(1).wait_for()
+    note = page.get_by_label("Note")
+    note.fill("line seen; n and i are letters here")
+    note.press("Tab")
+    seen.press("n")
+    page.get_by_text("Saved as decision 1").wait_for()
+    second = item_of(page)
+    assert second != first
+    seen.viewer(film=second)
+
+    with ReviewStore(f"sqlite:///{tmp_path / 'reviews.db'}") as store:
+        (written,) = store.decisions()
+        store.verify()
+    assert written.item == first and written.reviewer == "ann" and written.seconds > 0
+    assert sorted(a.verdict for a in written.answers.values()) == ["agree", "unsure"]
+    assert written.note == "line seen; n and i are letters here"
+    (region,) = written.regions
+    assert region.kind == "box" and region.width > 2 and region.height > 2 and region.subject in written.calls
+
+    # A reload, and a shared link in another browser, open the same film; the decision is there.
+    page.goto(f"{address}/?item={first}")
+    seen.viewer(film=first)
+    page.get_by_role("radio", checked=True).nth(1).wait_for()
+    page.reload()
+    viewer = seen.viewer(film=first)
+    viewer.locator("[data-marks] button").wait_for()
+    page.screenshot(path=screenshots / "cxr_reloaded.png")
+
+    # Side by side, then back to the list by key.
+    seen.press("s")
+    assert viewer.locator("canvas").nth(1).is_visible()
+    page.screenshot(path=screenshots / "cxr_side_by_side.png")
+    seen.press("Escape")
+    page.get_by_text("1 read by you").wait_for()
+
+    # Export.
+    page.goto(f"{address}/?show=team")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Decisions as CSV (1)").click()
+    path = tmp_path / "export.csv"
+    download.value.save_as(path)
+    exported = pd.read_csv(path)
+    assert exported["item"].tolist() == [first] and len(json.loads(exported["regions"].iloc[0])) == 1
+    page.screenshot(path=screenshots / "cxr_team.png")
+    assert seen.problems == []
+
+
+def test_the_canvas_shows_the_grey_levels_of_the_file(
+    serve: Serve, watched: Any, run: SmallRun, tmp_path: Path
+) -> None:
+    """One film pixel on one screen pixel, without heat map: what is on the screen is what the package computes."""
+    from vitdomains.core.bundle import file_sha256
+    from vitdomains.cxr.film import read_film
+
+    folder = tmp_path / "one"
+    folder.mkdir()
+    source = sorted(run.films.glob("*.dcm"))[1]
+    (folder / "film.dcm").write_bytes(source.read_bytes())
+    address = serve("cxr_review.py", "--bundle", run.bundle, "--studies", folder, "--store", f"sqlite:///{tmp_path / 'r.db'}",
+                    "--cache", tmp_path / "cache", "--threads", "1")  # fmt: skip
+    item = file_sha256(source)
+    seen = watched(address)
+    seen.worklist(1)
+    seen.page.goto(f"{address}/?item={item}")
+    viewer = seen.viewer(film=item, painted=item)
+    seen.page.keyboard.press("m")
+    seen.page.keyboard.press("f")
+    expected = np.rint(255 * read_film(source).pixels)
+    canvas = viewer.locator("canvas").first
+
+    def middle() -> np.ndarray[Any, Any]:
+        data = canvas.evaluate("c => c.toDataURL('image/png').split(',')[1]")
+        import base64
+
+        shown = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[:, :, 0]
+        top, left = (shown.shape[0] - expected.shape[0]) // 2, (shown.shape[1] - expected.shape[1]) // 2
+        return shown[top : top + expected.shape[0], left : left + expected.shape[1]].astype(float)
+
+    seen.page.wait_for_timeout(500)
+    best = min(
+        np.abs(np.roll(middle(), shift, (0, 1))[2:-2, 2:-2] - expected[2:-2, 2:-2]).mean()
+        for shift in ((0, 0), (0, 1), (1, 0), (1, 1), (-1, 0), (0, -1), (-1, -1))
+    )
+    assert best < 2.0  # half-pixel positions of an odd canvas blur a little
+    seen.page.keyboard.press("i")
+    seen.page.wait_for_timeout(300)
+    assert abs((255 - middle()).mean() - expected.mean()) < 3
+    assert seen.problems == []
+
+
+def test_blinded_and_dark_and_by_the_keyboard_alone(
+    serve: Serve, watched: Any, run: SmallRun, tmp_path: Path, screenshots: Path
+) -> None:
+    address = serve("cxr_review.py", *words(run, tmp_path, "--blinded"))
+    seen = watched(address, scheme="dark")
+    page: Page = seen.page
+    seen.worklist(48)
+    page.screenshot(path=screenshots / "cxr_blinded_worklist_dark.png")
+    seen.press("n")
+    page.wait_for_url(re.compile("item="))
+    first = item_of(page)
+    viewer = seen.viewer(film=first)
+    assert viewer.locator("[data-heatbar]").is_hidden()
+    assert "called" not in (page.locator("body").text_content() or "")
+    seen.press("a")  # present
+    page.get_by_role("radio", checked=True).first.wait_for()
+    # A point under the cross, without a mouse.
+    page.keyboard.press("k")
+    viewer.locator("canvas").first.focus()
+    page.keyboard.press("Shift+ArrowRight")
+    page.keyboard.press("Enter")
+    viewer.locator("[data-marks] button").wait_for()
+    seen.press("n")
+    page.get_by_text("Saved as decision 1").wait_for()
+    page.get_by_text(re.compile("called")).first.wait_for()
+    assert item_of(page) == first
+    seen.viewer(heat="")
+    page.screenshot(path=screenshots / "cxr_revealed_dark.png")
+    seen.press("n")
+    page.wait_for_function("first => !location.href.includes(first)", arg=first)
+    with ReviewStore(f"sqlite:///{tmp_path / 'reviews.db'}") as store:
+        (written,) = store.decisions()
+    assert written.blinded and [a.label for a in written.answers.values()] == ["present"]
+    (region,) = written.regions
+    assert region.kind == "point"
+    assert seen.problems == []
