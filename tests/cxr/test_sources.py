@@ -92,6 +92,7 @@ def test_nih_official_split_with_validation_taken_by_patient(tmp_path: Path) -> 
     row = row_of(m, "00000015_001.png")
     assert (row["Effusion"], row["Mass"], row["Pleural_Thickening"]) == (1, 0, 1)
     assert (row["sex"], row["age"], row["age_band"], row["view"], row["follow_up"]) == ("F", 45, "40-59", "PA", 1)
+    assert (row["width"], row["height"]) == (2682, 2749)
     assert row["path"] == str(tmp_path / "images_004" / "images" / "00000015_001.png")
 
 
@@ -101,9 +102,10 @@ def test_nih_first_release_with_ages_as_text_and_one_flat_folder(tmp_path: Path)
         put(tmp_path / "images" / file.name)
         file.unlink()
     table = (tmp_path / "Data_Entry_2017.csv").read_text().replace("031Y", "414Y").replace("032Y", "013M")
+    table = table.replace("2682", "", 1)
     put(tmp_path / "Data_Entry_2017.csv", table)
     m = build_manifest(nih(tmp_path))
-    assert np.isnan(row_of(m, "00000001_000.png")["age"])
+    assert np.isnan(row_of(m, "00000001_000.png")["age"]) and np.isnan(row_of(m, "00000001_000.png")["width"])
     assert row_of(m, "00000001_000.png")["age_band"] == ""
     assert row_of(m, "00000002_000.png")["age"] == pytest.approx(13 / 12)
     assert row_of(m, "00000005_000.png")["sex"] == "F"
@@ -302,8 +304,11 @@ def test_padchest_maps_its_tree(tmp_path: Path) -> None:
         ("f.png", "", "PA", "P6"),
     ]
     header = ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,Projection,"
-    header += "MethodLabel,Labels"
-    rows = [f'{i},{n},{i % 3},20140915,S{i},{p},1930.0,F,{v},Physician,"{t}"' for i, (n, t, v, p) in enumerate(listed)]
+    header += "MethodLabel,Rows_DICOM,Columns_DICOM,Labels"
+    rows = [
+        f'{i},{n},{i % 3},20140915,S{i},{p},1930.0,F,{v},Physician,2300,0,"{t}"'
+        for i, (n, t, v, p) in enumerate(listed)
+    ]
     put(tmp_path / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz", "\n".join([header, *rows]) + "\n")
     for i, (name, *_) in enumerate(listed):
         put(tmp_path / str(i % 3) / name)
@@ -328,6 +333,7 @@ def test_padchest_maps_its_tree(tmp_path: Path) -> None:
     )
     row = row_of(m, "b.png")
     assert (row["age"], row["view"], row["projection"], row["group"]) == (84, "AP", "AP_horizontal", "P2")
+    assert row["height"] == 2300 and np.isnan(row["width"])  # no image is 0 pixels wide
     assert row["path"] == str(tmp_path / "1" / "b.png")
 
 
@@ -414,6 +420,7 @@ def test_mimic_labels_belong_to_studies_and_the_split_is_the_publishers(tmp_path
     expected = [[np.nan, 1, 0], [np.nan, 1, 0], [0, 0, 0], [1, np.nan, 1]]
     np.testing.assert_array_equal(labels(m), np.array(expected, dtype=np.float32))
     assert list(m.table["view"]) == ["PA", "LATERAL", "AP", "LATERAL"]
+    assert set(m.table["width"]) == {2544} and set(m.table["height"]) == {3056}
     assert list(m.table["group"]) == ["10000032", "10000032", "11000033", "12000044"]
     assert m.table["path"][0] == str(tmp_path / "files/p10/p10000032/s50414267/d1.jpg")
     assert len(build_manifest(replace(data, split="official"), require_positives=False)) == 4

@@ -29,7 +29,7 @@ from vitdomains.core.manifest import folder_manifest
 from vitdomains.core.memory import free_memory, measured_memory
 from vitdomains.core.predict import Predictor
 from vitdomains.core.probe import probe_command
-from vitdomains.core.process import restart_with_tuned_allocator
+from vitdomains.core.process import helps_another, restart_with_tuned_allocator
 from vitdomains.core.report import terminal_table, write_report
 from vitdomains.core.results import write_predictions
 from vitdomains.core.review_command import reviews
@@ -77,6 +77,8 @@ def train(domain: Domain, argv: list[str]) -> int:
     config = parse_config(argv, default, prog, description=about, allowed=_allowed(domain))
     if config.run.dry_run:
         return _rehearse(domain, config)
+    if helps_another():
+        terminal.be_quiet()
     with shown_progress() as on_progress:
         outcome = workflow.train(domain, config, on_progress)
     console.print(terminal_table(outcome.report))
@@ -146,7 +148,7 @@ def predict(domain: Domain, argv: list[str]) -> int:
     records = folder_manifest(words.inputs, domain.extensions, domain.name).table
     reader = domain_reader(domain, bundle.preprocess)
     predictor = Predictor(bundle, reader, precision=words.precision, threads=words.threads, batch_size=words.batch_size,
-                          runtime=words.runtime)  # fmt: skip
+                          runtime=words.runtime, read_checked=domain.read_checked)  # fmt: skip
     logger.info("%s in %s", predictor.way.runtime, predictor.way.precision)
     with shown_progress() as on_progress:
         errors = write_predictions(predictor, list(zip(records["id"], records["path"], strict=True)), Path(words.out),

@@ -16,6 +16,7 @@ from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.tasks import Kind
 
 ReadImage = Callable[[str | Path], np.ndarray]
+ReadChecked = Callable[[str | Path], tuple[np.ndarray, str]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Domain:
     A domain whose pixels depend on the preprocessing (the bands of a sensor) gives ``reader``, which makes ``read_image``
     from it (as ``functools.partial`` of a top-level function, so that it travels too); ``preprocess`` completes the
     preprocessing from the configuration (bands, scale, mean, storage). ``task`` is what ``data.task`` falls back to.
+
+    ``read_checked`` reads as ``read_image`` does and says in words why the image is not of the kind that models of the
+    domain are made for, "" where it is; ``predict`` writes that into a column ``quality``.
     """
 
     name: str
@@ -44,6 +48,7 @@ class Domain:
     read_regions: ReadRegions | None = None
     reader: Callable[[PreprocessSpec], ReadImage] | None = None
     preprocess: Callable[[Config, PreprocessSpec], PreprocessSpec] | None = None
+    read_checked: ReadChecked | None = None
 
 
 def domain_reader(domain: Domain, spec: PreprocessSpec) -> ReadImage:

@@ -40,9 +40,10 @@ def plan(
 ) -> list[npt.NDArray[np.int64]]:
     """What each batch of an epoch holds: arrays [B, 2] of (row of the manifest, number of the augmented copy).
 
-    Shuffled data is shared out among ``world`` processes so that all get the same number of samples (some come twice);
-    unshuffled data is shared out exactly, each sample once. With ``repeats`` an epoch has as many samples as without,
-    of fewer distinct images, as in DeiT (Touvron et al. 2021, after Hoffer et al. 2020).
+    Shuffled data is shared out among ``world`` processes so that the k-th batches of all of them together are the k-th batch
+    of one process with ``world`` times the batch size. All get the same number of samples: with ``drop_last`` each comes at
+    most once, without it some come twice. Unshuffled data is shared out exactly, each sample once. With ``repeats`` an epoch
+    has as many samples as without, of fewer distinct images, as in DeiT (Touvron et al. 2021, after Hoffer et al. 2020).
 
     Raises:
         ConfigError: ``batch_size`` is below 1 or no multiple of ``repeats``.
@@ -55,8 +56,10 @@ def plan(
     order = np.arange(n)
     if shuffle:
         order = stream(seed, ORDER, epoch).permutation(n)
-        if n:
-            order = np.resize(order, -(-n // world) * world)
+        together = batch_size * world
+        # Cut before it is shared out: no process may have a batch for which the others have none, or it waits for ever.
+        length = n // together * together if drop_last else -(-n // world) * world
+        order = np.resize(order, length if n else 0)
     order = order[rank::world]
     rows = np.stack([np.repeat(order, repeats), np.tile(np.arange(repeats), len(order))], axis=1)[: len(order)]
     stop = len(rows) // batch_size * batch_size if drop_last else len(rows)

@@ -33,6 +33,9 @@ logger = logging.getLogger(__name__)
 Record = tuple[str, str]
 """Id and path of one image."""
 
+Prepared = tuple[Record, np.ndarray | str, str]
+"""A record, its image [C, H, W] or why it cannot be read, and what is wrong with an image that can."""
+
 Forward = Callable[[Tensor], np.ndarray]
 """Stored images [B, C', H, W] -> logits [B, K]."""
 
@@ -42,7 +45,10 @@ Out = TypeVar("Out")
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says of one image: calibrated probabilities [K], NaN where ``error`` says why there are none."""
+    """What the model says of one image: calibrated probabilities [K], NaN where ``error`` says why there are none.
+
+    ``quality`` says why the image is not of the kind that the model is made for, where that was looked at.
+    """
 
     id: str
     path: str
@@ -50,6 +56,7 @@ class Prediction:
     labels: tuple[str, ...]
     bundle_id: str
     error: str = ""
+    quality: str = ""
 
 
 class Predictor:
@@ -66,6 +73,8 @@ class Predictor:
         model: The bundle's model where it is in memory already; else it is read from the bundle when it is needed.
         runtime: ``torch`` runs the model itself; ``onnx`` and ``openvino`` run what was exported and passed its gates; ``auto``
             takes the fastest of them on this machine, by a probe of some seconds that is remembered.
+        read_checked: Reads in place of ``read_image`` and gives (image, what is wrong with it, "" for nothing), which becomes
+            ``Prediction.quality``.
 
     Raises:
         BundleError: The bundle is damaged, or holds no artefact for this runtime and precision.
@@ -82,6 +91,7 @@ class Predictor:
         batch_size: int = 8,
         model: nn.Module | None = None,
         runtime: str = "torch",
+        read_checked: Callable[[str | Path], tuple[np.ndarray, str]] | None = None,
     ) -> None:
         self.bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -89,6 +99,7 @@ class Predictor:
         self.threads = threads or physical_cores()
         torch.set_num_threads(self.threads)
         self.read_image = read_image
+        self.read_checked = read_checked
         self._task = self.bundle.task
         self._model = model if model is None else model.to(self.device).eval()
         ways = possible_ways(self.bundle, runtime, precision, cuda=self.device.type == "cuda")
@@ -171,7 +182,7 @@ class Predictor:
                 yield from predictions
             return
         decoders = decoders or (physical_cores() if self.device.type == "cuda" else max(1, self.threads // 4))
-        decoded = ahead(lambda record: (record, self._prepare(record[1])), records, decoders, 2 * self.batch_size)
+        decoded = ahead(self._prepare, records, decoders, 2 * self.batch_size)
         for batch in batched(decoded, self.batch_size):
             yield from self._scored(batch, self.logits)
 
@@ -181,30 +192,34 @@ class Predictor:
         return max(1, min(self.batch_size, -(-count // streams)))
 
     def _work(self, batch: Sequence[Record], forward: Forward) -> list[Prediction]:
-        return list(self._scored([(record, self._prepare(record[1])) for record in batch], forward))
+        return list(self._scored([self._prepare(record) for record in batch], forward))
 
-    def _prepare(self, path: str) -> np.ndarray | str:
+    def _prepare(self, record: Record) -> Prepared:
+        path = record[1]
         try:
-            image = prepare(self.read_image(path), self.bundle.preprocess)
+            raw, quality = self.read_checked(path) if self.read_checked else (self.read_image(path), "")
+            image = prepare(raw, self.bundle.preprocess)
         except ImageError as error:
-            return str(error)
-        return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
+            return record, str(error), ""
+        return record, image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1)), quality
 
-    def _scored(self, batch: Sequence[tuple[Record, np.ndarray | str]], forward: Forward) -> Iterator[Prediction]:
-        channels = {image.shape[0] for _, image in batch if not isinstance(image, str)}
+    def _scored(self, batch: Sequence[Prepared], forward: Forward) -> Iterator[Prediction]:
+        channels = {image.shape[0] for _, image, _ in batch if not isinstance(image, str)}
         scores: dict[int, np.ndarray] = {}
         # Grey and colour files may stand in one folder; each goes through as what it is.
         for count in channels:
-            rows = [i for i, (_, image) in enumerate(batch) if not isinstance(image, str) and image.shape[0] == count]
+            rows = [
+                i for i, (_, image, _) in enumerate(batch) if not isinstance(image, str) and image.shape[0] == count
+            ]
             images = torch.from_numpy(np.stack([np.asarray(batch[i][1]) for i in rows]))
             scores |= dict(zip(rows, self.scores(forward(images)), strict=True))
         nothing = np.full(len(self.bundle.classes), np.nan)
-        for i, ((identity, path), image) in enumerate(batch):
+        for i, ((identity, path), image, quality) in enumerate(batch):
             if isinstance(image, str):
                 logger.warning("skipped: %s", image)
                 yield Prediction(identity, path, nothing, (), self.bundle.id, image)
             else:
-                yield Prediction(identity, path, scores[i], self.labels(scores[i]), self.bundle.id)
+                yield Prediction(identity, path, scores[i], self.labels(scores[i]), self.bundle.id, quality=quality)
 
 
 def ahead(work: Callable[[In], Out], items: Iterable[In], threads: int, depth: int) -> Iterator[Out]:

@@ -39,6 +39,11 @@ def physical_cores() -> int:
     return max(1, len(cores))
 
 
+def helps_another() -> bool:
+    """Whether this process was started to train beside a first one: by Fabric, torchrun or SLURM, with a rank above 0."""
+    return any(os.environ.get(name, "0") != "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+
+
 def has_fast_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without it autocast is slower than float32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

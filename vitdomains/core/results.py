@@ -25,6 +25,9 @@ def write_predictions(
 ) -> list[str]:
     """Predict every record and write ``id, path``, one probability column a class, ``labels`` and ``error``.
 
+    Where the predictor looks at it, ``quality`` comes before ``error``: why an image is not of the kind that the model is
+    made for, empty for most.
+
     Returns:
         The errors of the files that could not be read.
 
@@ -54,7 +57,10 @@ def write_predictions(
     )
     table = pd.DataFrame({"id": [r["id"] for r in done], "path": [r["path"] for r in done]})
     table = pd.concat([table, pd.DataFrame(scores, columns=list(classes))], axis=1)
-    table["labels"], table["error"] = ["|".join(r["labels"]) for r in done], [r["error"] for r in done]
+    table["labels"] = ["|".join(r["labels"]) for r in done]
+    if predictor.read_checked:
+        table["quality"] = [r.get("quality", "") for r in done]  # a journal of an older version has none
+    table["error"] = [r["error"] for r in done]
     if out.suffix == ".csv":
         write_atomically(out, lambda part: table.to_csv(part, index=False, float_format="%.6f"))
     else:
@@ -70,6 +76,7 @@ def _row(prediction: Prediction) -> dict[str, object]:
         "path": prediction.path,
         "scores": scores,
         "labels": prediction.labels,
+        "quality": prediction.quality,
         "error": prediction.error,
     }
 

@@ -77,7 +77,9 @@ def start(
         precision=precision(recipe.precision, run.accelerator),
     )
     if run.devices * run.num_nodes > 1:
+        threads = torch.get_num_threads()
         fabric.launch()
+        torch.set_num_threads(threads)  # launching sets them by a rule of its own
     torch.manual_seed(run.seed)
     model.to(fabric.device)
     if recipe.region_weight:

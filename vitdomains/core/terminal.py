@@ -45,10 +45,16 @@ def set_up_logging() -> None:
     logging.getLogger("vitdomains").setLevel(logging.INFO)
 
 
+def be_quiet() -> None:
+    """Nothing but errors: for a process that does the same as another one that speaks."""
+    logging.getLogger("vitdomains").setLevel(logging.ERROR)
+
+
 @contextmanager
 def shown_progress(every_seconds: float = 10.0) -> Iterator[OnProgress]:
     """Yields a function to call with (phase, done, total, text): a bar on a terminal, a line every few seconds in a log."""
-    if messages.is_terminal:
+    logger = logging.getLogger(__name__)
+    if messages.is_terminal and logger.isEnabledFor(logging.WARNING):
         columns = (
             TextColumn("{task.description:<16}"),
             BarColumn(),
@@ -67,7 +73,6 @@ def shown_progress(every_seconds: float = 10.0) -> Iterator[OnProgress]:
 
             yield bar
         return
-    logger = logging.getLogger(__name__)
     began: dict[str, tuple[float, int]] = {}
     last = 0.0
 

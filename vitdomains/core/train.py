@@ -31,12 +31,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FitResult:
-    """Best validation metric, its epoch, images trained per second, and one row of metrics an epoch."""
+    """Best validation metric, its epoch, images trained per second, and one row of metrics an epoch.
+
+    ``rank`` is the number of this process among those that trained together: the others have nothing left to do.
+    """
 
     best: float
     best_epoch: int
     images_per_second: float
     history: list[dict[str, float]] = field(default_factory=list)
+    rank: int = 0
 
 
 def fit(
@@ -54,6 +58,10 @@ def fit(
 
     Every ``run.save_seconds`` the state goes to ``run.dir/checkpoint``; with ``run.resume`` training goes on from there, to
     the same end. The best epoch is the one with the highest ``recipe.monitor`` on ``val`` among those at the final image size.
+
+    With several devices each process runs this function. Their gradients are averaged: the step is that of one process with
+    as many times the batch size (where labels are unknown, that of as many accumulated batches). Batch norm and dropout see
+    the share of their own process. The first process validates, writes and logs.
 
     Args:
         model: Gives logits [B, K] for [B, C, H, W]; (logits, distillation logits) where ``model.distilled_training`` is set.
@@ -75,7 +83,8 @@ def fit(
         size = recipes.size_at(epoch, recipe, spec.height)
         loss = train_epoch(session, epoch, size)
         kept = session.ema.module if session.ema else session.model
-        values = validate(kept, session, size)
+        # One process validates for all: what decides on the best epoch and on stopping must be the same number everywhere.
+        values = session.fabric.broadcast(validate(kept, session, size) if session.fabric.is_global_zero else {})
         keep_best(session, kept, epoch, size, values)
         state["history"].append({"epoch": float(epoch), "size": float(size), "loss": loss, **values})
         shown = "  ".join(f"val {name} {value:.4f}" for name, value in values.items())
@@ -91,9 +100,8 @@ def fit(
     session.fabric.barrier()
     model.load_state_dict(load_weights(session.folder / "best.safetensors"))
     model.eval()
-    return FitResult(
-        state["best"], state["best_epoch"], session.seen / max(1e-9, time.monotonic() - started), state["history"]
-    )
+    rate = session.seen / max(1e-9, time.monotonic() - started)
+    return FitResult(state["best"], state["best_epoch"], rate, state["history"], session.fabric.global_rank)
 
 
 def train_epoch(session: Session, epoch: int, size: int) -> float:
@@ -121,9 +129,9 @@ def train_epoch(session: Session, epoch: int, size: int) -> float:
         share = batches_in_group(step, steps, recipe.accumulate)
         losses.append(take_step(session, inputs, targets, weights, taught, due, share))
         state["global_step"] += 1
-        session.seen += len(ids)
+        session.seen += len(ids) * session.fabric.world_size
         if last or state["global_step"] % run.log_every == 0:
-            loss = finite(torch.stack(losses[-run.log_every :]).mean().item(), state["global_step"], rate)
+            loss = finite(mean_loss(session, losses[-run.log_every :]), state["global_step"], rate)
             if session.log:
                 session.log.write(
                     state["global_step"], epoch, {"train/loss": loss, "train/lr": rate, "train/size": float(size)}
@@ -131,7 +139,13 @@ def train_epoch(session: Session, epoch: int, size: int) -> float:
         session.on_progress(state["global_step"], session.total_steps, f"epoch {epoch + 1}/{recipe.epochs}, {size} px")
         if due and not last and time.monotonic() - session.saved_at > run.save_seconds:
             save(session, epoch, step + 1)
-    return torch.stack(losses).mean().item() if losses else math.nan
+    return mean_loss(session, losses) if losses else math.nan
+
+
+def mean_loss(session: Session, losses: list[Tensor]) -> float:
+    """The mean over these steps and all devices; every process calls it and gets the same, so that all stop at a bad one."""
+    mean: Tensor = session.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
+    return mean.item()
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ from vitdomains.core.measure import OnProgress, calibrated, floor_table, measure
 from vitdomains.core.memory import training_memory
 from vitdomains.core.predict import Predictor
 from vitdomains.core.preprocess import PreprocessSpec
-from vitdomains.core.process import physical_cores
+from vitdomains.core.process import helps_another, physical_cores
 from vitdomains.core.report import write_report
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import load_teacher
@@ -64,15 +64,17 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
 
     Raises:
         VitDomainsError: With what to do; what earlier steps wrote stays and ``run.resume`` goes on from it.
+        SystemExit: At the end of training, in processes that were started to train beside the first (``run.devices``).
     """
     run_dir = open_run_folder(config)
-    torch.set_num_threads(config.run.threads or physical_cores())
+    torch.set_num_threads(config.run.threads or max(1, physical_cores() // config.run.devices))
     manifest = domain.build_manifest(config.data)
     spec = preprocess_spec(config, domain)
     cache = None
     if config.data.cache != "none":
         cache = ImageCache(spec, cache_folder(config) if config.data.cache == "disk" else None)
-    manifest, skipped = drop_unreadable(domain, manifest, spec, cache, run_dir, on_progress)
+    listed_in = None if helps_another() else run_dir
+    manifest, skipped = drop_unreadable(domain, manifest, spec, cache, listed_in, on_progress)
     train_set = dataset(domain, subset(manifest, "train"), spec, cache, config, augmented=True)
     val_set = dataset(domain, subset(manifest, "val"), spec, cache, config)
     for split, part in (("train", train_set), ("val", val_set)):
@@ -92,6 +94,8 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
     teacher = load_teacher(config, spec, manifest.classes) if config.recipe.teacher else None
     fitted = fit(model, task, train_set, val_set, spec, config, teacher=teacher,
                  on_progress=lambda done, total, text: on_progress("train", done, total, text))  # fmt: skip
+    if fitted.rank:
+        raise SystemExit(0)
 
     bundle = Bundle(
         path=run_dir / "bundle", domain=domain.name, task_kind=kind, classes=manifest.classes,
@@ -131,8 +135,7 @@ def rehearse(domain: Domain, config: Config) -> tuple[Manifest, dict[str, int]]:
     spec = preprocess_spec(config, domain)
     for caution in lint(config, n_images=len(subset(manifest, "train")), pretrained_size=None, domain=domain.name):
         logger.warning("recipe: %s", caution)
-    model = build_model(config.model, len(manifest.classes), image_size=spec.height)
-    return manifest, training_memory(model, spec, config)
+    return manifest, training_memory(config, spec, len(manifest.classes))
 
 
 def assess(
@@ -256,6 +259,7 @@ def drop_unreadable(
 
 def provenance(config: Config, manifest: Manifest, fitted: FitResult, model: ModelInfo) -> dict[str, Any]:
     """How the bundle came to be: versions, seed, configuration, data."""
+    widths = manifest.table.get("width", pd.Series(dtype=float)).dropna()
     packages = ("vitdomains", "torch", "timm", "transformers", "numpy", "pydicom", "albumentations", "lightning-fabric")
     versions = {}
     for name in packages:
@@ -274,7 +278,7 @@ def provenance(config: Config, manifest: Manifest, fitted: FitResult, model: Mod
         "manifest_sha256": manifest_hash(manifest),
         "images": {name or "unassigned": int(n) for name, n in manifest.table["split"].value_counts().items()},
         "groups": int(manifest.table["group"].nunique()),
-        "tile_pixels": int(manifest.table["width"].median()) if "width" in manifest.table else 0,
+        "tile_pixels": int(widths.median()) if len(widths) else 0,
         "best_epoch": fitted.best_epoch,
         "best_validation": fitted.best,
     }

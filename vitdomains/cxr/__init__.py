@@ -5,6 +5,7 @@ from __future__ import annotations
 from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
 from vitdomains.cxr.film import read_image
+from vitdomains.cxr.quality import read_checked
 from vitdomains.cxr.sources import SOURCES, build_manifest, read_regions
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
@@ -33,4 +34,5 @@ DOMAIN = Domain(
     sources=tuple(SOURCES),
     notice=NOTICE,
     read_regions=read_regions,
+    read_checked=read_checked,
 )

@@ -48,7 +48,8 @@ def _tags(keywords: str) -> dict[int, str]:
 _WANTED = _tags(
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientSex PatientAge "
     "SpecificCharacterSet PatientName PatientBirthDate StudyDate StudyTime StudyID AccessionNumber "
-    "ViewPosition Laterality ImageLaterality ImagerPixelSpacing NominalScannedPixelSpacing PixelSpacing "
+    "ViewPosition BodyPartExamined Laterality ImageLaterality ExposureIndex TargetExposureIndex DeviationIndex "
+    "ImagerPixelSpacing NominalScannedPixelSpacing PixelSpacing "
     "SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
     "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit WindowCenter WindowWidth "
     "WindowCenterWidthExplanation VOILUTFunction RescaleIntercept RescaleSlope ModalityLUTSequence VOILUTSequence"

@@ -57,6 +57,8 @@ class Film:
         valid: bool ``[H, W]``, False on padding; None where every pixel is valid.
         view: "PA", "AP", "LATERAL", another value of View Position in capitals, or "".
         laterality: "L", "R", "B", "U" or "".
+        body_part: Body Part Examined in capitals, or "".
+        deviation_index: Ten times the common logarithm of exposure over its target; None where unknown.
         spacing: Row and column spacing in mm, at the patient where calibrated, else at the detector; None where
             unknown.
         patient: Patient ID; "" in PNG and JPEG files.
@@ -78,6 +80,8 @@ class Film:
     valid: NDArray[np.bool_] | None = None
     view: str = ""
     laterality: str = ""
+    body_part: str = ""
+    deviation_index: float | None = None
     spacing: tuple[float, float] | None = None
     patient: str = ""
     study: str = ""
@@ -186,6 +190,8 @@ def _from_dicom(header: Header, window: WindowChoice, max_pixels: int, modalitie
         valid=valid,
         view="LATERAL" if view in _LATERAL else view,
         laterality=(header.text("ImageLaterality") or header.text("Laterality")).upper(),
+        body_part=header.text("BodyPartExamined").upper(),
+        deviation_index=_deviation_index(header),
         spacing=_spacing(header),
         patient=header.text("PatientID"),
         study=header.text("StudyInstanceUID"),
@@ -215,12 +221,29 @@ def _check_modality(header: Header, modalities: tuple[str, ...]) -> None:
         raise ImageError(header.path, f"is not a radiograph but {actual}", tag="SOPClassUID", value=sop_class)
 
 
+def _numbers(header: Header, keyword: str) -> tuple[float, ...]:
+    """What is no number is as unknown as what is absent: the picture is unharmed."""
+    try:
+        return header.numbers(keyword)
+    except ImageError:
+        return ()
+
+
+def _deviation_index(header: Header) -> float | None:
+    """As given, else from the exposure index and its target: ten times the logarithm of their ratio (IEC 62494-1)."""
+    given, reached, wanted = (
+        next(iter(_numbers(header, keyword)), math.nan)
+        for keyword in ("DeviationIndex", "ExposureIndex", "TargetExposureIndex")
+    )
+    if math.isfinite(given):
+        return given
+    ratio = reached / wanted if wanted else math.nan
+    return 10.0 * math.log10(ratio) if math.isfinite(ratio) and ratio > 0.0 else None
+
+
 def _spacing(header: Header) -> tuple[float, float] | None:
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
-        try:
-            values = header.numbers(keyword)
-        except ImageError:  # a spacing that is no number is as unknown as one that is absent: the picture is unharmed
-            continue
+        values = _numbers(header, keyword)
         if len(values) == 2 and all(math.isfinite(value) and value > 0.0 for value in values):
             return values[0], values[1]
     return None

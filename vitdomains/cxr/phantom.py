@@ -172,6 +172,7 @@ def _draw_one(folder: Path, film: FilmSpec, index: int, seed: int, size: int) ->
     row: Row = {"id": film.id, "path": str(path), "group": film.patient.id}
     row |= {name: float(name in film.findings) for name in PHANTOM_FINDINGS}
     row |= {"sex": film.patient.sex, "age": film.patient.age, "age_band": age_band(film.patient.age), "view": film.view}
+    row |= {"width": pixels.shape[1], "height": pixels.shape[0]}
     row |= {"habitus": round(film.patient.habitus, 2), "devices": metadata["devices"]}
     row |= {f"severity_{name}": f.severity for name in PHANTOM_FINDINGS if (f := film.findings.get(name))}
     return row, boxes

@@ -16,7 +16,7 @@ from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import Manifest, make_manifest
 from vitdomains.core.tables import find_file, label_columns, read_table, require_columns
 from vitdomains.cxr import labels, vocabularies
-from vitdomains.cxr.source_tables import image_folders, locate, patient_columns
+from vitdomains.cxr.source_tables import image_folders, locate, patient_columns, size_columns
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,8 @@ def nih(source: Source, root: Path) -> Manifest:
     targets[[row == [""] for row in listed]] = 0.0 if source.blank == "negative" else np.nan
     sexes = "Patient Sex" if "Patient Sex" in table.columns else "Patient Gender"
     extra = patient_columns(table, sexes, "Patient Age", "View Position")
+    # The comma in "OriginalImage[Width,Height]" ends a column.
+    extra = extra.join(size_columns(table, "OriginalImage[Width", "Height]"))
     if "Follow-up #" in table.columns:
         extra["follow_up"] = table["Follow-up #"]
     names = table["Image Index"].astype("str").tolist()
@@ -174,6 +176,7 @@ def padchest(source: Source, root: Path) -> Manifest:
         studied = pd.to_numeric(table["StudyDate_DICOM"], errors="coerce") // 10000
         table = table.assign(age=studied - pd.to_numeric(table["PatientBirth"], errors="coerce"))
     extra = patient_columns(table, "PatientSex_DICOM", "age", "Projection")
+    extra = extra.join(size_columns(table, "Columns_DICOM", "Rows_DICOM"))
     extra["projection"] = table["Projection"].fillna("").astype("str")
     if "MethodLabel" in table.columns:
         extra["label_method"] = table["MethodLabel"].fillna("").astype("str")
@@ -257,7 +260,7 @@ def mimic(source: Source, root: Path) -> Manifest:
     named = split.set_index("dicom_id")["split"].map({"train": "train", "validate": "val", "test": "test"})
     base = str((root / (source.images or "files")).absolute())
     paths = [f"{base}/p{p[:2]}/p{p}/s{s}/{d}.jpg" for d, p, s in meta[list(keys)].itertuples(index=False, name=None)]
-    extra = patient_columns(meta, views="ViewPosition")
+    extra = patient_columns(meta, views="ViewPosition").join(size_columns(meta, "Columns", "Rows"))
     extra["study"] = meta["study_id"]
     return make_manifest(
         meta["dicom_id"].tolist(),

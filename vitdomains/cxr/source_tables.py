@@ -117,6 +117,17 @@ def patient_columns(
     return extra
 
 
+def size_columns(table: pd.DataFrame, columns: str, rows: str) -> pd.DataFrame:
+    """``width`` and ``height`` of the original image in pixels, NaN where unknown, from two columns; none without both."""
+    if columns not in table.columns or rows not in table.columns:
+        return pd.DataFrame(index=table.index)
+    sizes = {
+        "width": pd.to_numeric(table[columns], errors="coerce"),
+        "height": pd.to_numeric(table[rows], errors="coerce"),
+    }
+    return pd.DataFrame({name: size.astype(np.float64).where(size > 0) for name, size in sizes.items()})
+
+
 def _numbered(folders: Iterable[Path]) -> list[Path]:
     """Sorted as people count: 2 before 10."""
     return sorted(folders, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", str(p))])
