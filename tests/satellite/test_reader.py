@@ -120,6 +120,9 @@ def test_a_patch_with_a_file_a_band(tmp_path: Path) -> None:
     image = reader(s)(tmp_path / f"{name}_B02.tif")
     assert image.shape == (12, 12, 3)
     assert image[6, 6].tolist() == pytest.approx([0.04, 0.05, 0.01])
+    assert reader(spec(1, sensor="sentinel2_l2a", bands=["B04"]))(tmp_path / f"{name}_B02.tif").mean() == pytest.approx(
+        0.04
+    )
     with pytest.raises(ImageError, match="B08.tif"):
         reader(spec(2, sensor="sentinel2_l2a", bands=["B04", "B08"]))(tmp_path / f"{name}_B02.tif")
 

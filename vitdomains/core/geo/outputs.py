@@ -33,16 +33,16 @@ from vitdomains.core.geo.styles import Labels, aux_xml, class_colours, qml
 from vitdomains.core.geo.tiles_table import UNKNOWN
 
 BLOCK = 512
-"""Side of the blocks in which maps are computed and stored, cells."""
+"""Side of the blocks in which labels are stored, cells."""
 
-WORKING_BYTES = 2**25
-"""Memory for the probabilities of a part of a block; with many classes the part has fewer rows."""
+PART_BYTES = 2**23
+"""Probabilities that are computed and stored together: the more classes, the smaller the part, a block of its file."""
 
 DRAFT = {
-    "driver": "GTiff", "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "compress": "DEFLATE",
+    "driver": "GTiff", "tiled": True, "interleave": "band", "compress": "DEFLATE",
     "zlevel": 1, "bigtiff": "IF_SAFER", "sparse_ok": True,
 }  # fmt: skip
-COG = {"driver": "COG", "compress": "DEFLATE", "blocksize": BLOCK, "bigtiff": "IF_SAFER", "num_threads": "ALL_CPUS"}
+COG = {"driver": "COG", "compress": "DEFLATE", "bigtiff": "IF_SAFER"}
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,21 @@ def write_map(
     rows = _TileRows(tables, place.grid, len(labels.classes))
     height, width = place.grid.shape
     bands = 1 if labels.kind == "singlelabel" else len(labels.classes)
+    side = _part_side(len(labels.classes))
     counts = np.zeros(len(labels.classes) + 2, np.int64)
     common = {"width": width, "height": height, "crs": place.crs, "transform": place.cells}
     with ExitStack() as stack:
         drawn = stack.enter_context(
-            _cog(out, common | {"count": bands, "dtype": labels.dtype, "nodata": labels.nodata}, "mode")
+            _cog(out, common | {"count": bands, "dtype": labels.dtype, "nodata": labels.nodata}, BLOCK, "mode")
         )
         soft = None
         if probabilities is not None:
             kind = {"count": len(labels.classes), "dtype": "float32", "nodata": float("nan")}
-            soft = stack.enter_context(_cog(probabilities, common | kind, "average"))
+            soft = stack.enter_context(_cog(probabilities, common | kind, side, "average"))
             for band, name in enumerate(labels.classes, start=1):
                 soft.set_band_description(band, name)
         _name_bands(drawn, labels)
-        for block in _blocks(height, width, len(labels.classes)):
+        for block in _parts(height, width, side):
             blended, valid = rows.blended(block)
             part = Part.from_slices((block[0], block[1]), (block[2], block[3]))
             values = _values(blended, valid, labels)
@@ -133,12 +134,21 @@ def _count(values: npt.NDArray[Any], labels: Labels, counts: npt.NDArray[np.int6
     counts[1:-1] += (values == 1).sum(axis=(1, 2))
 
 
-def _blocks(height: int, width: int, classes: int) -> Iterator[tuple[int, int, int, int]]:
-    """Parts of the map (first row, row behind, first column, column behind), row by row."""
-    rows = min(BLOCK, max(16, WORKING_BYTES // (4 * classes * BLOCK) // 16 * 16))
-    for top in range(0, height, rows):
-        for left in range(0, width, BLOCK):
-            yield top, min(top + rows, height), left, min(left + BLOCK, width)
+def _part_side(classes: int) -> int:
+    """Side of the parts, cells: the largest power of two that keeps to ``PART_BYTES``, 16 to ``BLOCK``."""
+    side = BLOCK
+    while side > 16 and 4 * classes * side**2 > PART_BYTES:
+        side //= 2
+    return side
+
+
+def _parts(height: int, width: int, side: int) -> Iterator[tuple[int, int, int, int]]:
+    """Parts of the map (first row, row behind, first column, column behind), those of a block together: none stays half full."""
+    for y in range(0, height, BLOCK):
+        for x in range(0, width, BLOCK):
+            for top in range(y, min(y + BLOCK, height), side):
+                for left in range(x, min(x + BLOCK, width), side):
+                    yield top, min(top + side, height), left, min(left + side, width)
 
 
 class _TileRows:
@@ -162,7 +172,8 @@ class _TileRows:
             neighbours(grid.rows, grid.tile, grid.cell, *block[:2]),
             neighbours(grid.cols, grid.tile, grid.cell, *block[2:]),
         )
-        self._read_to(ys)
+        first = block[0] // BLOCK * BLOCK
+        self._read_to(neighbours(grid.rows, grid.tile, grid.cell, first, first + BLOCK))
         scores = np.stack([self._scores[y][xs] for y in range(ys.start, ys.stop)])
         weights = np.stack([self._weights[y][xs] for y in range(ys.start, ys.stop)])
         found = blend(scores, weights, grid, (ys, xs), block)
@@ -180,7 +191,7 @@ class _TileRows:
         return found, valid & found.covered.numpy()
 
     def _read_to(self, ys: slice) -> None:
-        while self._upto <= ys.stop and not self._ended:
+        while self._upto < ys.stop and not self._ended:
             table = next(self._tables, None)
             if table is None:
                 self._ended = True
@@ -213,14 +224,14 @@ class _TileRows:
 
 
 @contextmanager
-def _cog(path: Path, profile: dict[str, Any], overviews: str) -> Iterator[DatasetWriter]:
+def _cog(path: Path, profile: dict[str, Any], block: int, overviews: str) -> Iterator[DatasetWriter]:
     """A raster to fill block by block, turned into a COG in the place of ``path`` once it is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft, part = (path.with_name(f".{path.name}.{what}{os.getpid()}.tif") for what in ("draft", "part"))
     try:
-        with rasterio.open(draft, "w", **DRAFT, **profile) as dataset:
+        with rasterio.open(draft, "w", **DRAFT, blockxsize=block, blockysize=block, **profile) as dataset:
             yield dataset
-        rasterio.shutil.copy(draft, part, **COG, overview_resampling=overviews)
+        rasterio.shutil.copy(draft, part, **COG, blocksize=block, overview_resampling=overviews)
         os.replace(part, path)
     finally:
         draft.unlink(missing_ok=True)
