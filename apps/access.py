@@ -62,12 +62,13 @@ class Reviewer:
     local: bool = False
 
 
-def identify(store: ReviewStore, how: Identity) -> Reviewer:
+def identify(store: ReviewStore, how: Identity, title: str = "Film review") -> Reviewer:
     """The reviewer of this session; asks for the login where there is one, and ends the run until it is done.
 
     Args:
         store: Holds the roles that were granted.
         how: The options of the app that speak of reviewers.
+        title: Of the page on which the login stands.
 
     Raises:
         ConfigError: Others than the local user can reach the app, and nothing says who they are.
@@ -82,7 +83,7 @@ def identify(store: ReviewStore, how: Identity) -> Reviewer:
         return _with_roles(store, name, how.admins)
     if login_configured():
         if not st.user.is_logged_in:
-            st.title("Film review")
+            st.title(title)
             st.button("Log in", on_click=st.login, type="primary", shortcut="Enter")
             st.stop()
         claims = st.user.to_dict()

@@ -13,8 +13,10 @@ from vitdomains.core.review import Answer, Decision, Region, ReviewError, Role
 IDLE_SECONDS = 300.0
 """A pause longer than this is no time spent on the film."""
 
+VERDICTS = ("agree", "disagree", "unsure")
+
 Word = str
-"""``agree`` | ``disagree`` | ``unsure``, or before the model is shown ``present`` | ``absent`` | ``unsure``."""
+"""``agree`` | ``disagree`` | ``unsure`` | a label: of a finding ``present`` or ``absent``, of a tile or picture a class name."""
 
 
 @dataclass
@@ -75,7 +77,7 @@ def decision_of(
     if not draft.answers:
         raise ReviewError("No finding was judged.", hint="Answer one at least, then save.")
     answers = {
-        name: Answer("label", word) if word in ("present", "absent") else Answer(word)  # type: ignore[arg-type]
+        name: Answer(word) if word in VERDICTS else Answer("label", word)  # type: ignore[arg-type]
         for name, word in draft.answers.items()
     }
     try:

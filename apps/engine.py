@@ -5,7 +5,6 @@ Nothing here is imported with PyTorch until the model is asked for, so that the 
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -17,15 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.facts import BundleFacts
+from apps.loaded_model import LoadedModel
 from apps.viewer import Picture, film_picture, heat_picture
-from vitdomains.core.errors import BundleError, VitDomainsError
 
 if TYPE_CHECKING:
     from vitdomains.core.predict import Predictor
     from vitdomains.cxr.evidence import HeldOut
     from vitdomains.cxr.report import FilmReport
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 FILMS_KEPT, HEATS_KEPT = 24, 400  # a film is megabytes, a heat map kilobytes
@@ -73,38 +70,19 @@ class Engine:
 
     def __init__(self, facts: BundleFacts, threads: int = 0) -> None:
         self.facts = facts
-        self._threads = threads
-        self._loaded: Future[Predictor] = Future()
-        self._model = threading.Lock()  # capture hooks sit on the model itself: one user at a time
+        self._model = LoadedModel(facts, _film_reader, threads)
         self._films = Memo(FILMS_KEPT, 2, "film")
         self._heats = Memo(HEATS_KEPT, 1, "heat")
         self._held_out = Memo(1, 1, "held-out")
-        self._started = threading.Lock()
 
     def start(self) -> None:
         """Load the model in the background, once."""
-        if self._started.acquire(blocking=False):
-            threading.Thread(target=self._load, name="load-model", daemon=True).start()
-
-    def _load(self) -> None:
-        try:
-            from vitdomains.core.predict import Predictor
-            from vitdomains.cxr.film import read_image
-
-            predictor = Predictor(self.facts.path, read_image, threads=self._threads)
-            if predictor.bundle.id != self.facts.id:
-                raise BundleError(
-                    f"{self.facts.path} was replaced while it was being read.", hint="Start the app again."
-                )
-            self._loaded.set_result(predictor)
-        except (VitDomainsError, OSError, RuntimeError, ImportError) as error:
-            logger.exception("the model could not be loaded")
-            self._loaded.set_exception(error)
+        self._model.start()
 
     @property
     def ready(self) -> bool:
         """Whether the model is loaded."""
-        return self._loaded.done() and self._loaded.exception() is None
+        return self._model.ready
 
     @property
     def predictor(self) -> Predictor:
@@ -113,11 +91,7 @@ class Engine:
         Raises:
             VitDomainsError: It could not be loaded.
         """
-        self.start()
-        try:
-            return self._loaded.result()
-        except (OSError, RuntimeError, ImportError) as error:
-            raise BundleError(f"The model could not be loaded: {error}", hint="The server's log says more.") from error
+        return self._model.predictor
 
     def prepared(self, path: str) -> tuple[NDArray[Any], tuple[int, int]]:
         """The model's input [C, h, w] in storage type, and the film's height and width."""
@@ -133,7 +107,7 @@ class Engine:
         import torch
 
         predictor = self.predictor
-        with self._model:
+        with self._model.lock:
             return np.asarray(
                 predictor.scores(predictor.logits(torch.from_numpy(np.stack(prepared)))), dtype=np.float64
             )
@@ -163,33 +137,21 @@ class Engine:
         self._heats.drop_waiting(but=(item, finding, method))
 
     def _heat(self, path: str, finding: str, method: str) -> Picture:
-        import torch
-
-        from vitdomains.core.explain import explain
-        from vitdomains.core.preprocess import geometry, normalise
+        from vitdomains.core.preprocess import geometry
 
         stacked, shape = self.prepared(path)
-        predictor = self.predictor
-        spec = predictor.bundle.preprocess
-        k = predictor.bundle.classes.index(finding)
-        with self._model:
-            images = normalise(torch.from_numpy(stacked)[None].to(predictor.device), spec)
-            values = explain(predictor.model, images, method, [k])[0, 0].cpu().numpy()
-        return heat_picture(values, geometry(spec, shape))
+        values = self._model.heat(stacked, finding, method)
+        return heat_picture(values, geometry(self.predictor.bundle.preprocess, shape))
 
     def methods(self) -> list[str]:
         """Heat map methods that fit the model, the usual one first."""
-        from vitdomains.core.explain.inspection import attention_blocks
-
-        if attention_blocks(self.predictor.model):
-            return ["relevance", "gradient_rollout", "rollout", "gradcam", "occlusion"]
-        return ["gradcam", "occlusion"]
+        return self._model.methods()
 
     def faithfulness(self, path: str, finding: str, method: str) -> str:
         """How faithful a heat map is to the model, in words; tens of forward passes."""
         from vitdomains.core.explain.show import explain_file, faithfulness_text
 
-        with self._model:
+        with self._model.lock:
             explained = explain_file(self.predictor, path, method, [finding])
         return faithfulness_text(explained.maps[0])
 
@@ -203,5 +165,11 @@ class Engine:
         """The report of a film; options of ``make_report``."""
         from vitdomains.cxr.report import make_report
 
-        with self._model:
+        with self._model.lock:
             return make_report(self.predictor, path, notice=notice, held_out=self.held_out(), **options)
+
+
+def _film_reader() -> Callable[..., Any]:
+    from vitdomains.cxr.film import read_image
+
+    return read_image

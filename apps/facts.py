@@ -21,6 +21,9 @@ class BundleFacts:
     thresholds: tuple[float, ...]
     threshold_rule: str
     model: str
+    bands: tuple[str, ...] = ()
+    """Bands of a scene that the model takes; empty: pictures as they are."""
+    sensor: str = ""
 
     def calls(self, probabilities: dict[str, float]) -> dict[str, str]:
         """What the model calls: of a finding ``present`` or ``absent``; findings without a probability are left out."""
@@ -32,8 +35,13 @@ class BundleFacts:
         }
 
 
-def read_facts(bundle: Path, domain: str) -> BundleFacts:
+def read_facts(bundle: Path, domain: str | tuple[str, ...], kinds: tuple[str, ...] = ("multilabel",)) -> BundleFacts:
     """Read a bundle's description.
+
+    Args:
+        bundle: Its folder.
+        domain: The domains that the app takes.
+        kinds: The kinds of task that the app takes.
 
     Raises:
         BundleError: It is not there, cannot be read, or belongs to another domain.
@@ -55,11 +63,16 @@ def read_facts(bundle: Path, domain: str) -> BundleFacts:
             thresholds=tuple(float(t) for t in raw["thresholds"]),
             threshold_rule=raw["threshold_rule"],
             model=raw["model"]["name"],
+            bands=tuple(raw["preprocess"].get("bands") or ()),
+            sensor=str(raw["preprocess"].get("sensor") or ""),
         )
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{file} cannot be read: {error}.", hint="Write the bundle again with train.") from error
-    if facts.domain != domain or facts.task_kind != "multilabel":
+    domains = (domain,) if isinstance(domain, str) else domain
+    if facts.domain not in domains or facts.task_kind not in kinds:
+        wanted = " or ".join(kind.replace("label", "-label") for kind in kinds)
         raise BundleError(
-            f"{bundle} is a {facts.task_kind} bundle of {facts.domain}.", hint=f"Give a multi-label bundle of {domain}."
+            f"{bundle} is a {facts.task_kind} bundle of {facts.domain}.",
+            hint=f"Give a {wanted} bundle of {' or '.join(domains)}.",
         )
     return facts

@@ -11,6 +11,9 @@ import pandas as pd
 from vitdomains.core.review import Decision, ReviewStore
 from vitdomains.core.review_agreement import disagreements, readings
 
+NO_ANSWERS = "{}"
+"""The column ``answers`` of a decision that takes the one before back."""
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -42,8 +45,11 @@ class Ledger:
                 fresh = self._store.table(since=self._seq["review_decisions"])
                 self._table = pd.concat([self._table, fresh], ignore_index=True) if len(self._table) else fresh
                 self._seq["review_decisions"] = int(self._table["seq"].iloc[-1])
-                for item, reviewer, role in fresh[["item", "reviewer", "role"]].itertuples(index=False, name=None):
-                    self._by.setdefault((reviewer, role), set()).add(item)
+                columns = ["item", "reviewer", "role", "answers"]
+                for item, reviewer, role, answers in fresh[columns].itertuples(index=False, name=None):
+                    # A row without answers takes the reviewer's earlier word back: the item waits again.
+                    items = self._by.setdefault((reviewer, role), set())
+                    items.discard(item) if answers == NO_ANSWERS else items.add(item)
                 self._restate(set(fresh["item"]))
             if heads["review_assignments"].seq > self._seq["review_assignments"]:
                 table = self._store.assignments()
@@ -55,13 +61,19 @@ class Ledger:
             return self._seq["review_decisions"]
 
     def _restate(self, items: Iterable[str]) -> None:
-        """Work out again where these items stand."""
-        rows = self._table[self._table["item"].isin(list(items))]
-        open_ = set(disagreements(readings(rows)))
-        for item, group in rows.groupby("item"):
-            readers = group.loc[group["role"] == "reader", "reviewer"].unique()
-            adjudicated = bool((group["role"] == "adjudicator").any())
-            self._standing[str(item)] = Standing(tuple(map(str, readers)), item in open_, adjudicated)
+        """Work out again where these items stand; thousands at once, after a decision in bulk."""
+        wanted = set(items)
+        rows = self._table[self._table["item"].isin(wanted)].drop_duplicates(["item", "reviewer", "role"], keep="last")
+        rows = rows[rows["answers"] != NO_ANSWERS]
+        readers: dict[str, list[str]] = {}
+        by_readers = rows.loc[rows["role"] == "reader", ["item", "reviewer"]]
+        for item, reviewer in by_readers.itertuples(index=False, name=None):
+            readers.setdefault(item, []).append(reviewer)
+        several = [item for item, names in readers.items() if len(names) > 1]
+        open_ = set(disagreements(readings(rows[rows["item"].isin(several)])))
+        adjudicated = set(rows.loc[rows["role"] == "adjudicator", "item"])
+        for item in wanted:
+            self._standing[item] = Standing(tuple(readers.get(item, ())), item in open_, item in adjudicated)
 
     def read_by(self, reviewer: str, role: str = "reader") -> frozenset[str]:
         """Items on which a reviewer has decided in a role."""
@@ -74,6 +86,15 @@ class Ledger:
     def standing(self, item: str) -> Standing:
         """Where an item stands."""
         return self._standing.get(item, Standing())
+
+    @property
+    def last(self) -> int:
+        """Number of the last decision that was read."""
+        return self._seq["review_decisions"]
+
+    def in_disagreement(self) -> frozenset[str]:
+        """Items on which readers disagree and no adjudicator has spoken."""
+        return frozenset(item for item, standing in self._standing.items() if standing.disagreement)
 
     def values(self, item: str, reviewer: str, role: str) -> dict[str, str] | None:
         """What a reviewer's latest decision says of each finding (see ``resolved``); None where there is none."""

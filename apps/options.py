@@ -27,13 +27,32 @@ class Options:
     threads: int
 
 
+def checked_parser(script: str, description: str, usage: str) -> argparse.ArgumentParser:
+    """A parser of an app's command line, whose errors are ours: they go to the page instead of ending the server."""
+    parser = argparse.ArgumentParser(prog=f"streamlit run apps/{script} --", description=description)
+
+    def fail(message: str) -> None:
+        raise ConfigError(f"{parser.prog} {message}.", hint=f"Start it as: {usage}")
+
+    parser.error = fail  # type: ignore[assignment,method-assign]
+    return parser
+
+
+def check_paths(words: argparse.Namespace, names: Sequence[str], usage: str) -> None:
+    """Raise where one of these options names what is not there."""
+    for name in names:
+        path = getattr(words, name)
+        if not Path(path).exists():
+            raise ConfigError(f"--{name} {path} does not exist.", hint=f"Check the path. An example: {usage}")
+
+
 def parse_options(argv: Sequence[str]) -> Options:
     """Read the command line.
 
     Raises:
         ConfigError: A word is not known, or a folder is not there.
     """
-    parser = argparse.ArgumentParser(prog="streamlit run apps/cxr_review.py --", description="Review chest films.")
+    parser = checked_parser("cxr_review.py", "Review chest films.", USAGE)
     parser.add_argument("--bundle", required=True, help="folder that train wrote")
     parser.add_argument(
         "--studies", required=True, help="folder of films (DICOM, PNG, JPEG), or a manifest (.csv, .parquet)"
@@ -48,15 +67,8 @@ def parse_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--blinded", action="store_true", help="nobody sees the model before deciding")
     parser.add_argument("--phi", action="store_true", help="allow readers to switch patients' data on")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
-
-    def fail(message: str) -> None:
-        raise ConfigError(f"{parser.prog} {message}.", hint=f"Start it as: {USAGE}")
-
-    parser.error = fail  # type: ignore[assignment,method-assign]
     words = parser.parse_args([*argv])
-    for name, path in (("--bundle", words.bundle), ("--studies", words.studies)):
-        if not Path(path).exists():
-            raise ConfigError(f"{name} {path} does not exist.", hint=f"Check the path. An example: {USAGE}")
+    check_paths(words, ("bundle", "studies"), USAGE)
     return Options(
         bundle=Path(words.bundle),
         studies=Path(words.studies),

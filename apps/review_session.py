@@ -15,23 +15,14 @@ from apps.engine import Engine
 from apps.facts import BundleFacts, read_facts
 from apps.ledger import Ledger
 from apps.options import Options
+from apps.resources import drafts, go, open_ledger, open_store
 from apps.worklist import Worklist
 from vitdomains.core.review import ReviewStore, Role
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 DOMAIN = "cxr"
 
-
-@st.cache_resource(show_spinner=False)
-def open_store(url: str) -> ReviewStore:
-    """One store a server."""
-    return ReviewStore(url)
-
-
-@st.cache_resource(show_spinner=False)
-def open_ledger(url: str) -> Ledger:
-    """One view of the store a server."""
-    return Ledger(open_store(url))
+__all__ = ["NOTICE", "Session", "drafts", "go", "open_ledger", "open_store", "open_worklist"]
 
 
 @st.cache_resource(show_spinner=False)
@@ -42,12 +33,6 @@ def open_worklist(bundle: Path, studies: Path, cache: Path, threads: int) -> Wor
     engine.start()
     made.start()
     return made
-
-
-@st.cache_resource(show_spinner=False)
-def drafts(url: str) -> dict[tuple[str, str, str], Draft]:
-    """What was begun and not saved, by (reviewer, role, item); it outlives the reload of a page."""
-    return {}
 
 
 @dataclass(frozen=True)
@@ -125,12 +110,3 @@ class Session:
                 made.note, made.regions = last.note, [vars(region).copy() for region in last.regions]
             self.drafts[key] = made
         return self.drafts[key]
-
-
-def go(**params: str) -> None:
-    """Change the address of the page: what stands in it survives a reload and can be passed on. Empty values are taken out."""
-    for key, value in params.items():
-        if value:
-            st.query_params[key] = value
-        elif key in st.query_params:
-            del st.query_params[key]

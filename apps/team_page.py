@@ -9,60 +9,27 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from apps.components import empty, label, plain, problems, soft
-from apps.review_session import Session
+from apps.components import empty, plain, problems, soft
+from apps.review_session import Session, go
+from apps.team_parts import agreement_part, check_part, roles_part
 from apps.worklist_view import Filters, in_sight
-from vitdomains.core.review import Assignment, Role, deal
-from vitdomains.core.review_agreement import agreement, disagreements, readings
+from vitdomains.core.review import Assignment, deal
+from vitdomains.core.review_agreement import disagreements, readings
 from vitdomains.core.review_export import export_table, to_csv, training_manifest
-
-ROLES: tuple[Role, ...] = ("reader", "adjudicator", "admin")
 
 
 def team_page(session: Session) -> None:
     """What is done is open to all with a role; what others said and who may do what, to adjudicators and admins."""
+    st.button("Worklist", on_click=go, kwargs={"show": ""}, key="to-list", shortcut="Esc")
     if session.reviewer.roles & {"adjudicator", "admin"}:
-        _agreement(session)
+        agreement_part(session, "Finding", "films")
         _export(session)
     else:
         soft("How far readers agree is shown to adjudicators and admins: readers stay independent.")
     if "admin" in session.reviewer.roles:
         _assignments(session)
-        _roles(session)
-        _check(session)
-
-
-def _agreement(session: Session) -> None:
-    st.subheader("Agreement", anchor=False)
-    blinded = st.toggle("blinded decisions alone", key="agreement-blinded")
-    read = readings(session.ledger.table, blinded_only=blinded)
-    found = agreement(read)
-    if not found:
-        empty("No decision yet.", "Agreement is shown once two readers have read the same films.")
-        return
-    table = pd.DataFrame(
-        {
-            "Finding": [label(a.subject) for a in found],
-            "Films read twice": [a.items for a in found],
-            "Readers": [a.readers for a in found],
-            "Same": [a.percent for a in found],
-            "Fleiss' kappa": [a.fleiss for a in found],
-            "95 % from": [a.low for a in found],
-            "to": [a.high for a in found],
-            "Cohen's kappa, by pair": [
-                ", ".join(f"{x} and {y} {k:.2f}" for (x, y), k in a.cohen.items()) for a in found
-            ],
-            "With the model": [a.with_model for a in found],
-        }
-    )
-    numbers = ("Same", "Fleiss' kappa", "95 % from", "to", "With the model")
-    st.dataframe(
-        table, hide_index=True, column_config={n: st.column_config.NumberColumn(format="%.2f") for n in numbers}
-    )
-    soft(
-        "Kappa: agreement beyond chance (Cohen 1960; Fleiss 1971), 'unsure' a category of its own; intervals from 500 bootstrap "
-        f"replicates over films. Films that wait for an adjudicator: {len(disagreements(read))}."
-    )
+        roles_part(session)
+        check_part(session)
 
 
 def _export(session: Session) -> None:
@@ -72,11 +39,11 @@ def _export(session: Session) -> None:
         empty("Nothing to export.", "The first saved decision will be here.")
         return
     csv, parquet, labels = st.columns(3)
-    csv.download_button(f"{len(table):,} decisions as CSV", to_csv(table), "reviews.csv", "text/csv", on_click="ignore",
+    csv.download_button(f"Decisions as CSV ({len(table):,})", to_csv(table), "reviews.csv", "text/csv", on_click="ignore",
                         key="csv", width="stretch")  # fmt: skip
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
-    parquet.download_button("as Parquet", buffer.getvalue(), "reviews.parquet", "application/vnd.apache.parquet",
+    parquet.download_button("Decisions as Parquet", buffer.getvalue(), "reviews.parquet", "application/vnd.apache.parquet",
                             on_click="ignore", key="parquet", width="stretch")  # fmt: skip
     with labels, problems():
         st.download_button("Settled labels as a manifest", _manifest(session), "reviewed.csv", "text/csv", key="manifest",
@@ -134,33 +101,3 @@ def _assignments(session: Session) -> None:
         pairs = zip(counts["reviewer"], counts["role"], strict=True)
         done = [len(session.ledger.read_by(*pair) & session.ledger.assigned_to(*pair)) for pair in pairs]
         st.dataframe(counts.assign(done=done), hide_index=True)
-
-
-def _roles(session: Session) -> None:
-    st.subheader("Roles", anchor=False)
-    with st.form("grant"):
-        name, role, action = st.columns(3)
-        who = name.text_input("Reviewer", key="grant-name", help="As the login or the proxy names them")
-        what = role.selectbox("Role", ROLES, key="grant-role")
-        give = action.segmented_control("Do", ("grant", "take back"), default="grant", key="grant-do")
-        if st.form_submit_button("Write"):
-            with problems():
-                session.require("admin")
-                session.store.grant(who.strip(), what, session.reviewer.name, active=give != "take back")
-    granted = session.store.roles()
-    if granted:
-        rows = [(name, ", ".join(sorted(held))) for name, held in sorted(granted.items())]
-        st.dataframe(pd.DataFrame(rows, columns=["Reviewer", "Roles"]), hide_index=True)
-
-
-def _check(session: Session) -> None:
-    st.subheader("Store", anchor=False)
-    soft(
-        f"{session.store.name}: {session.store.count():,} decisions. Rows are only ever added; each carries the hash of the "
-        "one before."
-    )
-    if st.button("Check that no row was changed", key="verify"):
-        with problems(), st.spinner("walking the chain"):
-            heads = session.store.verify()
-            st.success("Intact. Keep these heads elsewhere: a later check can be held against them.")
-            st.code("\n".join(f"{name}={head}" for name, head in heads.items()))

@@ -43,15 +43,15 @@ class Picture:
         return {**self.about, "url": media_url(self.png, slot), **more}
 
 
-def media_url(png: bytes, slot: str) -> str:
-    """Serve a PNG to the browser of this session; ``slot`` names its place, and what was there before may go.
+def media_url(content: bytes, slot: str, kind: str = "image/png") -> str:
+    """Serve a file to the browser of this session; ``slot`` names its place, and what was there before may go.
 
     The address contains a hash of the content, so nobody guesses it and the browser never shows a stale one.
     """
     if not exists():
         return ""
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
-    return (f"/{base}" if base else "") + get_instance().media_file_mgr.add(png, "image/png", f"vitdomains-{slot}")
+    return (f"/{base}" if base else "") + get_instance().media_file_mgr.add(content, kind, f"vitdomains-{slot}")
 
 
 def film_picture(display: Any) -> Picture:

@@ -64,7 +64,7 @@ def test_agreement_and_export(app: App, worklist: Worklist) -> None:
     assert "ann and bob 0.50" in table.loc["Nodule", "Cohen's kappa, by pair"]
     assert "wait for an adjudicator: 1." in texts(page)
     names = {b.key: b.label for b in page.download_button}
-    assert names["csv"] == "8 decisions as CSV" and "manifest" in names
+    assert names["csv"] == "Decisions as CSV (8)" and "manifest" in names
 
 
 def test_the_check_of_the_store_finds_a_change(app: App, worklist: Worklist) -> None:

@@ -33,7 +33,7 @@ from vitdomains.satellite.stack import read_scene
 logger = logging.getLogger(__name__)
 
 DOMAINS = ("satellite", "zeroshot")
-CACHE_MB = "128"
+CACHE_MB = "64"
 MATTERS = ("baseline", "tta", "min_valid", "min_probability", "precision", "runtime")
 """Options on which labels depend: a stopped job goes on with the same ones only."""
 
@@ -49,7 +49,7 @@ def map_command(domain: Domain, argv: list[str]) -> int:
     if bundle.domain not in DOMAINS:
         raise BundleError(f"{words.bundle} is a bundle of {bundle.domain}.", hint=f"Use one of {', '.join(DOMAINS)}.")
     _check_outputs(words, bundle)
-    spec = _scene_spec(words, bundle.preprocess)
+    spec = scene_spec(bundle.preprocess, words.sensor, words.bands)
     tiling = Tiling(
         words.tile or tile_side(bundle), words.overlap, words.cell, words.resolution or None, words.crs or None
     )
@@ -166,20 +166,29 @@ def _check_outputs(words: argparse.Namespace, bundle: Bundle) -> None:
             raise ConfigError(f"--{name} {getattr(words, name)} cannot be.", hint="It is 1 or more.")
 
 
-def _scene_spec(words: argparse.Namespace, spec: PreprocessSpec) -> PreprocessSpec:
-    """The bundle's preprocessing, with what the user says of the scene where the bundle does not."""
-    if words.sensor and spec.sensor and sensor_named(words.sensor) != sensor_named(spec.sensor):
-        raise ConfigError(f"--sensor {words.sensor}: the bundle was trained on {spec.sensor}.", hint="Leave it away.")
-    sensor = spec.sensor or (sensor_named(words.sensor).name if words.sensor else "")
-    bands = tuple(word.strip() for word in words.bands.split(",") if word.strip()) or spec.bands
-    if sensor and spec.sensor and words.bands:
-        known = sensor_named(sensor)
-        if [band_named(known, a).name for a in bands] != [band_named(known, b).name for b in spec.bands]:
+def scene_spec(spec: PreprocessSpec, sensor: str = "", bands: str = "") -> PreprocessSpec:
+    """The bundle's preprocessing, with what the user says of the scene where the bundle does not.
+
+    Args:
+        spec: Of the bundle.
+        sensor: What took the scene; empty: as in the bundle.
+        bands: Comma-separated names, ``name=number`` where the file does not name its bands; empty: as in the bundle.
+
+    Raises:
+        ConfigError: The bundle was trained on another sensor or other bands.
+    """
+    if sensor and spec.sensor and sensor_named(sensor) != sensor_named(spec.sensor):
+        raise ConfigError(f"--sensor {sensor}: the bundle was trained on {spec.sensor}.", hint="Leave it away.")
+    name = spec.sensor or (sensor_named(sensor).name if sensor else "")
+    chosen = tuple(word.strip() for word in bands.split(",") if word.strip()) or spec.bands
+    if name and spec.sensor and bands:
+        known = sensor_named(name)
+        if [band_named(known, a).name for a in chosen] != [band_named(known, b).name for b in spec.bands]:
             raise ConfigError(
-                f"--bands {words.bands}: the bundle takes {', '.join(spec.bands)}.",
+                f"--bands {bands}: the bundle takes {', '.join(spec.bands)}.",
                 hint=f"Name the same in the same order, such as {spec.bands[0]}=1 for the first band of the file.",
             )
-    return replace(spec, sensor=sensor, bands=bands)
+    return replace(spec, sensor=name, bands=chosen)
 
 
 def _check_types(scenes: list[Scene], spec: PreprocessSpec) -> None:

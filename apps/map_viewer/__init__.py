@@ -1,0 +1,61 @@
+"""The map: a Streamlit component of this folder's own HTML, CSS and JavaScript, which needs no network and no tile server.
+
+A picture of the scene, a sharper one of the part in sight, and the tiles as arrays: places once, colours whenever they change.
+What the reviewer does comes back as one trigger, ``act``: a dictionary with ``kind`` ``open``, ``area``, ``look`` or ``poll``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+from numpy.typing import NDArray
+
+from apps.scene_image import Shown
+from apps.tile_list import TileList
+from apps.viewer import media_url
+
+_HERE = Path(__file__).parent
+BYTES = "application/octet-stream"
+
+map_viewer = st.components.v2.component(
+    "vitdomains_map_viewer",
+    html=(_HERE / "map.html").read_text(encoding="utf-8"),
+    css=(_HERE / "map.css").read_text(encoding="utf-8"),
+    js=(_HERE / "map.js").read_text(encoding="utf-8"),
+)
+
+
+def serve(content: bytes, slot: str, kind: str = "image/png") -> str:
+    """As ``media_url``, but what was in the slot before stays for a while: a reviewer in haste leaves a page that still loads."""
+    kept: list[bytes] = st.session_state.setdefault("served", {}).setdefault(slot, [])
+    if not kept or kept[-1] != content:
+        kept[:] = [*kept[-2:], content]
+    for n, old in enumerate(kept[:-1]):
+        media_url(old, f"{slot}-before-{n}", kind)
+    return media_url(content, slot, kind)
+
+
+def picture(shown: Shown, png: bytes, slot: str, **more: Any) -> dict[str, Any]:
+    """A picture of the scene as the viewer takes it."""
+    return {"url": serve(png, slot), "rect": list(shown.rect), **more}
+
+
+def tile_bytes(tiles: TileList) -> bytes:
+    """Places, classes and probabilities of N tiles: int32 [N, 4], uint16 [N] (K: none) and uint8 [N] in percent, in a row."""
+    code = np.where(tiles.code < 0, len(tiles.classes), tiles.code).astype("<u2")
+    percent = np.rint(100 * np.nan_to_num(tiles.table["probability"].to_numpy(np.float32))).astype(np.uint8)
+    return tiles.extents.astype("<i4").tobytes() + code.tobytes() + percent.tobytes()
+
+
+def tiles_for_viewer(tiles: TileList, places: bytes, colours: NDArray[np.uint8]) -> dict[str, Any]:
+    """The tiles as the viewer takes them; ``colours`` is [N, 4] RGBA, clear for what is out of sight."""
+    return {
+        "count": len(tiles),
+        "step": list(tiles.step),
+        "places": media_url(places, "places", BYTES),
+        "paint": serve(colours.tobytes(), "paint", BYTES),
+        "names": [name.replace("_", " ") for name in tiles.classes],
+    }

@@ -1,0 +1,67 @@
+"""What the satellite app is started with: the words after ``--``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apps.access import Identity
+from apps.options import check_paths, checked_parser
+from vitdomains.core.errors import ConfigError
+from vitdomains.core.geo.addresses import is_remote
+
+USAGE = "streamlit run apps/satellite_review.py -- --bundle B --tiles landcover.parquet --scene scene.tif"
+
+
+@dataclass(frozen=True)
+class TileOptions:
+    """The words of the command line, checked. ``sensor`` to ``crs`` say of the scene what ``map`` was told of it."""
+
+    bundle: Path
+    tiles: Path
+    scene: str
+    queue: Path | None
+    store: str
+    identity: Identity
+    sensor: str
+    bands: str
+    baseline: str
+    resolution: float | None
+    crs: str | None
+    threads: int
+
+
+def parse_tile_options(argv: Sequence[str]) -> TileOptions:
+    """Read the command line.
+
+    Raises:
+        ConfigError: A word is not known, or a file is not there.
+    """
+    parser = checked_parser("satellite_review.py", "Review the labels of a scene's tiles.", USAGE)
+    add = parser.add_argument
+    add("--bundle", required=True, help="folder that train or zeroshot label wrote")
+    add("--tiles", required=True, help="table of tiles that map wrote (.parquet or .csv)")
+    add("--scene", required=True, help="the raster that was mapped: a file, or an http(s) address of a COG")
+    add("--queue", default="", help="what to look at first: the file that queue wrote (.parquet or .csv)")
+    add("--store", default="sqlite:///reviews.db", help="database URL of the reviews (default: %(default)s)")
+    Identity.add_arguments(parser)
+    add("--sensor", default="", help="as for map: what the numbers of the scene mean, where the bundle names none")
+    add("--bands", default="", help="as for map: where the file does not name its bands: B4=3,B3=2,B2=1")
+    add("--baseline", default="", help="as for map: processing baseline of Sentinel-2")
+    add("--resolution", type=float, default=0.0, help="as for map: metres a pixel; 0: the scene's own")
+    add("--crs", default="", help="as for map: the CRS in which the scene was read")
+    add("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
+    words = parser.parse_args([*argv])
+    names = ["bundle", "tiles", *(["queue"] if words.queue else []), *([] if is_remote(words.scene) else ["scene"])]
+    check_paths(words, names, USAGE)
+    for name in ("tiles", "queue"):
+        given = getattr(words, name)
+        if given and Path(given).suffix.lower() not in (".parquet", ".csv"):
+            raise ConfigError(f"--{name} {given} is no table.", hint="Give the .parquet or .csv that was written.")
+    return TileOptions(
+        bundle=Path(words.bundle), tiles=Path(words.tiles), scene=words.scene, store=words.store,
+        queue=Path(words.queue) if words.queue else None, identity=Identity.of(words), sensor=words.sensor,
+        bands=words.bands, baseline=words.baseline, resolution=words.resolution or None, crs=words.crs or None,
+        threads=words.threads,
+    )  # fmt: skip

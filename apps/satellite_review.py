@@ -1,0 +1,84 @@
+"""Review a mapped scene: ``streamlit run apps/satellite_review.py -- --bundle B --tiles landcover.parquet --scene scene.tif``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parents[1])
+)  # streamlit puts this folder on the path, not the one above
+
+from apps.access import identify
+from apps.components import icon, notice, show_problem, soft, style
+from apps.map_page import map_page
+from apps.resources import drafts, go, open_ledger, open_store
+from apps.satellite_options import TileOptions, parse_tile_options
+from apps.satellite_session import NOTICE, TITLE, TileSession, open_ground
+from apps.satellite_team_page import tiles_team_page
+from apps.tile_page import tile_page
+from vitdomains.core.errors import VitDomainsError
+
+
+def main() -> None:
+    """One run of the page."""
+    st.set_page_config(TITLE, page_icon=icon(), layout="wide", initial_sidebar_state="collapsed")
+    style()
+    notice(NOTICE)
+    try:
+        session = open_session(parse_tile_options(sys.argv[1:]))
+    except VitDomainsError as error:
+        show_problem(error)
+        return
+    _sidebar(session)
+    if not session.reviewer.roles:
+        st.warning("You are known and hold no role yet. Ask an admin to grant you one (page Team).")
+        return
+    item = st.query_params.get("item", "")
+    try:
+        if st.query_params.get("show") == "team":
+            tiles_team_page(session)
+        elif item:
+            tile_page(session, item)
+        else:
+            map_page(session)
+    except VitDomainsError as error:
+        show_problem(error)
+
+
+def open_session(options: TileOptions) -> TileSession:
+    """The resources of the server and the reviewer of this page.
+
+    Raises:
+        VitDomainsError: Bundle, tiles, scene or store cannot be opened, or nobody knows who is at the other end.
+    """
+    store = open_store(options.store)
+    reviewer = identify(store, options.identity, TITLE)
+    ground = open_ground(options)
+    ledger = open_ledger(options.store)
+    ledger.refresh()
+    return TileSession(options, reviewer, store, ledger, ground, drafts(options.store))
+
+
+def _sidebar(session: TileSession) -> None:
+    """Who reviews with what, and the few switches."""
+    with st.sidebar:
+        st.markdown(f"**{TITLE}**")
+        soft(f"Reviewer: {session.reviewer.name} ({', '.join(sorted(session.reviewer.roles)) or 'no role'})")
+        soft(f"Model: {session.facts.model}, bundle {session.facts.id}")
+        soft(f"Scene: {Path(session.ground.scene.path).name}, {len(session.tiles):,} tiles")
+        if st.query_params.get("show") == "team":
+            st.button("Map", on_click=go, kwargs={"show": ""}, width="stretch", key="show-map")
+        else:
+            st.button("Team, agreement, export", on_click=go, kwargs={"show": "team"}, width="stretch", key="show-team")
+        if "adjudicator" in session.reviewer.roles:
+            st.session_state["adjudicate"] = session.role == "adjudicator"
+            st.toggle("Decide as adjudicator", key="adjudicate", help="You see what the readers said, and have the last word",
+                      on_change=lambda: go(role="adjudicator" if st.session_state["adjudicate"] else ""))  # fmt: skip
+        if not session.reviewer.local and not session.options.identity.user_header:
+            st.button("Log out", on_click=st.logout, key="logout")
+
+
+main()

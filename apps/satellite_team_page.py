@@ -1,0 +1,106 @@
+"""Page of the satellite app: agreement, export, and for admins assignments, roles and the check of the store."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from apps import tile_export
+from apps.components import empty, plain, problems, soft
+from apps.resources import go
+from apps.satellite_session import TileSession
+from apps.team_parts import agreement_part, check_part, roles_part
+from apps.tile_view import TileFilters, in_sight
+from vitdomains.core.review import Assignment, deal
+from vitdomains.core.review_export import export_table, to_csv
+
+RULES = {"unanimous": "all reviewers agree", "majority": "most reviewers agree"}
+
+
+def tiles_team_page(session: TileSession) -> None:
+    """What is done is open to all with a role; what others said and who may do what, to adjudicators and admins."""
+    st.button("Map", on_click=go, kwargs={"show": ""}, key="to-map", shortcut="Esc")
+    if session.reviewer.roles & {"adjudicator", "admin"}:
+        _export(session)
+        agreement_part(session, "Class" if not session.single else "Subject", "tiles", blinded_choice=False)
+    else:
+        soft(
+            "What others said, and how far reviewers agree, is shown to adjudicators and admins: readers stay independent."
+        )
+    if "admin" in session.reviewer.roles:
+        _assignments(session)
+        roles_part(session)
+        check_part(session)
+
+
+def _export(session: TileSession) -> None:
+    st.subheader("Export", anchor=False)
+    count = session.store.count()
+    if not count:
+        empty("Nothing to export.", "The first saved decision will be here.")
+        return
+    kind, rule, which, make, get = st.columns([1.2, 1.4, 1.4, 1, 1.2], vertical_alignment="bottom")
+    kinds = {ending: name for ending, (name, _) in tile_export.FORMATS.items()}
+    kinds |= {"decisions": "every decision, CSV", ".zip": "training set: tiles and manifest, ZIP"}
+    ending = str(kind.selectbox("As", list(kinds), format_func=kinds.__getitem__, key="export-kind"))
+    chosen = rule.selectbox("A label holds where", list(RULES), format_func=RULES.__getitem__, key="export-rule")
+    only = which.toggle("reviewed tiles alone", key="export-only", disabled=ending in ("decisions", ".zip"))
+    if make.button("Make the file", key="export-make", width="stretch"):
+        with problems(), st.spinner("writing"):
+            st.session_state["export"] = (ending, chosen, only, count, _made(session, ending, chosen, only=only))
+    made = st.session_state.get("export")
+    if made and made[:4] == (ending, chosen, only, count):
+        name = {"decisions": "decisions.csv", ".zip": "training_set.zip"}.get(ending, f"reviewed{ending}")
+        mime = {"decisions": "text/csv", ".zip": "application/zip"}.get(ending) or tile_export.FORMATS[ending][1]
+        get.download_button(f"Download {name}", made[4], name, mime, key="export-get", on_click="ignore", type="primary",
+                            width="stretch")  # fmt: skip
+    soft(
+        "An adjudicator's word goes before the rule. The training set holds what was settled, in a form that train takes: "
+        "data.sources: [{name: tiles}], data.root: the unpacked folder."
+    )
+
+
+def _made(session: TileSession, ending: str, rule: str, *, only: bool) -> bytes:
+    held = "majority" if rule == "majority" else "unanimous"
+    if ending == "decisions":
+        return to_csv(export_table(session.store)).encode()
+    if ending == ".zip":
+        return tile_export.training_set(session, held)  # type: ignore[arg-type]
+    table = tile_export.reviewed_tiles(session, held, only_reviewed=only)  # type: ignore[arg-type]
+    return tile_export.as_file(session, table, ending)
+
+
+def _assignments(session: TileSession) -> None:
+    st.subheader("Assignments", anchor=False)
+    roles = session.store.roles()
+    known = sorted({name for name, held in roles.items() if "reader" in held} | {session.reviewer.name})
+    sight = session.tiles.table["item"].iloc[in_sight(session, TileFilters.from_address(session))].tolist()
+    with st.form("assign"):
+        readers = st.multiselect("Readers", known, key="assign-readers", accept_new_options=session.reviewer.local)
+        left, middle, right = st.columns(3)
+        each = left.number_input("Readers a tile", 1, 5, 2, key="assign-each")
+        count = middle.number_input("Tiles, from the top of the list", 1, max(1, len(sight)), min(100, max(1, len(sight))),
+                                    key="assign-count")  # fmt: skip
+        seed = right.number_input("Seed of the draw", 0, 10**6, 0, key="assign-seed")
+        if st.form_submit_button("Deal out"):
+            with problems():
+                session.require("admin")
+                dealt = deal(sight[: int(count)], readers, int(each), int(seed))
+                session.store.assign(dealt, session.reviewer.name)
+                st.success(plain(f"{len(dealt)} readings dealt out to {', '.join(readers)}."))
+    waiting = sorted(session.ledger.in_disagreement())
+    judges = sorted({name for name, held in roles.items() if "adjudicator" in held} | {session.reviewer.name})
+    place, button = st.columns([2, 1], vertical_alignment="bottom")
+    judge = place.selectbox("Adjudicator", judges, key="assign-judge")
+    if button.button(
+        f"Assign the tiles on which reviewers disagree ({len(waiting)})", disabled=not waiting, key="assign-open"
+    ):
+        with problems():
+            session.require("admin")
+            session.store.assign([Assignment(i, str(judge), "adjudicator") for i in waiting], session.reviewer.name)
+            st.success(plain(f"Tiles assigned to {judge}: {len(waiting)}."))
+    held = session.store.assignments()
+    if len(held):
+        counts = held.groupby(["reviewer", "role"]).size().rename("tiles").reset_index()
+        pairs = zip(counts["reviewer"], counts["role"], strict=True)
+        done = [len(session.ledger.read_by(*pair) & session.ledger.assigned_to(*pair)) for pair in pairs]
+        st.dataframe(counts.assign(done=done), hide_index=True)

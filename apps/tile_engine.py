@@ -1,0 +1,89 @@
+"""The model at work behind the satellite app: heat maps of tiles, on the numbers that the model was mapped with."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from apps.engine import Memo
+from apps.facts import BundleFacts
+from apps.loaded_model import LoadedModel
+from apps.satellite_options import TileOptions
+from apps.viewer import Picture, heat_picture
+
+HEATS_KEPT = 600
+Extent = tuple[int, int, int, int]
+
+
+class TileEngine:
+    """Heat maps of the tiles of a scene. Safe to call from any thread; the model is loaded in the background.
+
+    Args:
+        facts: Of the bundle.
+        options: What the app was told of the scene.
+        path: The scene, as it can be read here.
+    """
+
+    def __init__(self, facts: BundleFacts, options: TileOptions, path: str) -> None:
+        self.facts, self.path = facts, path
+        self._options = options
+        self._model = LoadedModel(facts, _picture_reader, options.threads)
+        self._heats = Memo(HEATS_KEPT, 1, "heat")
+
+    def start(self) -> None:
+        """Load the model in the background, once."""
+        self._model.start()
+
+    def methods(self) -> list[str]:
+        """Heat map methods that fit the model, the usual one first."""
+        return self._model.methods()
+
+    def heat(self, extent: Extent, name: str, method: str) -> Future[Picture]:
+        """The heat map of a class on a tile, for the viewer: begun now, done when it is."""
+        return self._heats.get((extent, name, method), lambda: self._heat(extent, name, method))
+
+    def forget_waiting(self, extent: Extent, name: str, method: str) -> None:
+        """Drop heat maps that nobody waits for any more, so that this one is next."""
+        self._heats.drop_waiting(but=(extent, name, method))
+
+    def prepared(self, extent: Extent) -> tuple[NDArray[Any], tuple[int, int]]:
+        """The model's input [C, h, w] in storage type, and the tile's height and width."""
+        from vitdomains.core.preprocess import prepare
+        from vitdomains.satellite.map import scene_spec
+        from vitdomains.satellite.stack import read_scene
+
+        asked = self._options
+        spec = scene_spec(self._model.predictor.bundle.preprocess, asked.sensor, asked.bands)
+        pixels, _ = read_scene(
+            self.path, extent, spec, resolution=asked.resolution, crs=asked.crs, baseline=asked.baseline
+        )
+        made = np.asarray(prepare(pixels, spec))
+        return (made[None] if made.ndim == 2 else np.ascontiguousarray(made.transpose(2, 0, 1))), pixels.shape[:2]
+
+    def _heat(self, extent: Extent, name: str, method: str) -> Picture:
+        from vitdomains.core.preprocess import geometry
+
+        stored, shape = self.prepared(extent)
+        made = heat_picture(
+            self._model.heat(stored, name, method), geometry(self._model.predictor.bundle.preprocess, shape)
+        )
+        left, top, width, height = made.about["rect"]
+        return replace(made, about={"rect": [left + extent[0], top + extent[1], width, height]})
+
+
+def _picture_reader() -> Any:
+    from vitdomains.satellite.reader import read_image
+
+    return read_image
+
+
+def scene_path(scene: str) -> str:
+    """The scene as ``map`` names it: an address, or an absolute path."""
+    from vitdomains.core.geo.addresses import is_remote
+
+    return scene if is_remote(scene) else str(Path(scene).resolve())

@@ -1,0 +1,479 @@
+"""The satellite app, without a browser: map, filters, a round of reviewing, bulk, undo, export, and what it refuses."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+
+from tests.apps.test_cxr_review import click, texts
+from tests.satellite.tile_files import write_raster
+from tests.small_map import CLASSES, SmallMap, small_map
+from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.geo.raster import describe_raster
+from vitdomains.core.manifest import read_manifest
+from vitdomains.core.review import Answer, Assignment, Decision, ReviewStore
+
+pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
+
+from streamlit import config
+from streamlit.testing.v1 import AppTest
+
+from apps import tile_export
+from apps.access import Identity, Reviewer
+from apps.facts import read_facts
+from apps.ledger import Ledger
+from apps.map_viewer import tile_bytes
+from apps.satellite_options import TileOptions, parse_tile_options
+from apps.satellite_session import NOTICE, TileSession, open_ground, tile_words
+from apps.scene_image import NDVI, Look, SceneImage, look_of
+from apps.tile_list import TileList, read_tiles
+from apps.tile_view import TileFilters, in_sight, paint, points_of
+
+SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "satellite_review.py"
+
+
+@dataclass
+class SatelliteApp:
+    """How a test starts the app."""
+
+    map_: SmallMap
+    url: str
+    monkeypatch: pytest.MonkeyPatch
+
+    def open(self, *words: str, **params: str) -> AppTest:
+        """A fresh page, as after a reload."""
+        given = [
+            "--bundle",
+            self.map_.bundle,
+            "--tiles",
+            self.map_.tiles,
+            "--scene",
+            self.map_.scene,
+            "--store",
+            self.url,
+        ]
+        given += ["--reviewer", "ann", "--threads", "1", *words]
+        self.monkeypatch.setattr(sys, "argv", ["satellite_review.py", *map(str, given)])
+        made = AppTest.from_file(str(SCRIPT), default_timeout=60)
+        for key, value in params.items():
+            made.query_params[key] = value
+        return made.run()
+
+    @property
+    def store(self) -> ReviewStore:
+        return ReviewStore(self.url)
+
+    def session(self, reviewer: str = "ann") -> TileSession:
+        """What the pages work with, outside of a page."""
+        ledger = Ledger(self.store)
+        ledger.refresh()
+        return TileSession(self.options, Reviewer(reviewer, frozenset({"reader"})), self.store, ledger,
+                           open_ground(self.options), {})  # fmt: skip
+
+    @property
+    def options(self) -> TileOptions:
+        return TileOptions(self.map_.bundle, self.map_.tiles, str(self.map_.scene), None, self.url, Identity(), "", "", "",
+                           None, None, 1)  # fmt: skip
+
+    @property
+    def tiles(self) -> TileList:
+        info = describe_raster(self.map_.scene)
+        facts = read_facts(self.map_.bundle, "satellite", ("singlelabel", "multilabel"))
+        return read_tiles(self.map_.tiles, str(self.map_.scene), info, facts)
+
+
+def started(small: SmallMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SatelliteApp]:
+    before = config.get_option("server.address")
+    config.set_option("server.address", "localhost")
+    yield SatelliteApp(small, f"sqlite:///{tmp_path / 'reviews.db'}", monkeypatch)
+    config.set_option("server.address", before)
+
+
+@pytest.fixture
+def app(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SatelliteApp]:
+    yield from started(small_map(tmp_path_factory), tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def multi(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[SatelliteApp]:
+    yield from started(small_map(tmp_path_factory, "multilabel"), tmp_path, monkeypatch)
+
+
+def param(page: AppTest, name: str) -> str:
+    found = page.query_params.get(name, "")
+    return found[0] if isinstance(found, list) else found
+
+
+def labelled(app: SatelliteApp) -> pd.DataFrame:
+    table = app.tiles.table
+    return table[table["probability"].notna()]
+
+
+def test_the_map_shows_all_labelled_tiles_with_a_legend(app: SatelliteApp) -> None:
+    page = app.open()
+    assert not page.exception and not page.error
+    found = labelled(app)
+    assert len(page.dataframe[0].value) == min(100, len(found))
+    text = texts(page)
+    assert NOTICE in text and f"**{len(found):,}** of {len(app.tiles):,} tiles in sight" in text
+    counts = found["label"].value_counts()
+    assert f"<b>{counts.iloc[0]:,}</b>" in text and "sea &amp; lake" in text
+
+
+@pytest.mark.parametrize(
+    ("params", "holds"),
+    [
+        ({"class": "town"}, lambda t: t["label"] == "town"),
+        ({"low": "0.4", "high": "0.6"}, lambda t: t["probability"].between(0.4, 0.6)),
+        ({"class": "town", "low": "0.5"}, lambda t: (t["label"] == "town") & (t["prob:town"] >= 0.5)),
+        ({"margin": "0.2"}, lambda t: t["margin"] <= 0.2),
+        ({"entropy": "0.9"}, lambda t: t["entropy"] >= 0.9 * np.log(3)),
+        ({"area": "0,0;60,0;60,45;0,45"}, lambda t: (t["col"] + 8 < 60) & (t["row"] + 8 < 45)),
+        ({"status": "read"}, lambda t: t["label"] == "never"),
+        ({"search": "000024_000012"}, lambda t: (t["col"] == 24) & (t["row"] == 12)),
+    ],
+)
+def test_filters_from_the_address(app: SatelliteApp, params: dict[str, str], holds: object) -> None:
+    page = app.open(**params)
+    assert not page.exception
+    table = labelled(app)
+    expected = table[holds(table)]  # type: ignore[operator]
+    assert f"**{len(expected):,}** of" in texts(page)
+    if not len(expected):
+        assert "No tile passes the filters" in texts(page)
+        page = click(page, "clear")
+        assert "status" not in page.query_params and len(page.dataframe[0].value) == min(100, len(table))
+
+
+def test_nonsense_in_the_address_is_ignored_and_a_filter_goes_there(app: SatelliteApp) -> None:
+    page = app.open(status="?", low="x", margin="nan", area="1,2;3", sort="?", page="99", bands="1,2,99", colour="?")
+    assert not page.exception and len(page.dataframe[0].value) == min(100, len(labelled(app)))
+    page.selectbox(key="filter:class").select("forest").run()
+    assert param(page, "class") == "forest" and set(page.dataframe[0].value["Label"]) == {"forest"}
+    page.selectbox(key="filter:sort").select("unsure").run()
+    shown = page.dataframe[0].value["Probability"].tolist()
+    assert shown == sorted(shown)
+
+
+def test_the_queue_comes_in_its_order(app: SatelliteApp) -> None:
+    queue = pd.read_parquet(app.map_.queue)["tile_id"].tolist()
+    page = app.open("--queue", str(app.map_.queue), status="queue", sort="queue")
+    assert [f"scene_{tile}" for tile in page.dataframe[0].value["Tile"]] == queue
+    page = click(page, "start")
+    assert f"tile {queue[0]}" in texts(page).replace("\\", "") and "number 1 of the queue" in texts(page)
+
+
+def test_a_round_of_reviewing(app: SatelliteApp) -> None:
+    found = labelled(app)
+    page = click(app.open(), "start")
+    assert param(page, "item") == found["item"].iloc[0] and not page.exception and not page.error
+    assert "margin" in texts(page) and "Adebayo" in texts(page)
+    page = click(page, "say-0")
+    page.text_area[0].set_value("clear water").run()
+    page = click(page, "finish")
+    assert param(page, "item") == found["item"].iloc[1]
+    other = next(k for k, c in enumerate(CLASSES, start=1) if c != found["label"].iloc[1])
+    page = click(page, f"class-{other}")
+    page = click(page, "finish")
+    page = click(page, "say-1")
+    page = click(page, "finish")
+    page = click(page, "agree-next")
+    assert not page.exception and param(page, "item") == found["item"].iloc[4]
+    written = app.store.decisions()
+    assert [d.item for d in written] == found["item"].iloc[:4].tolist()
+    said = [d.answers["label"] for d in written]
+    assert said == [Answer("agree"), Answer("label", CLASSES[other - 1]), Answer("disagree"), Answer("agree")]
+    first = written[0]
+    assert first.note == "clear water" and first.calls == {"label": found["label"].iloc[0]} and first.reviewer == "ann"
+    assert first.bundle_id == found["model_id"].iloc[0] and set(first.probabilities) == set(CLASSES)
+    assert first.probabilities["town"] == pytest.approx(found["prob:town"].iloc[0])
+    again = app.open()
+    assert "**4** reviewed by you" in texts(again)
+    assert again.dataframe[0].value["Mine"].tolist()[:5] == [
+        found["label"].iloc[0], CLASSES[other - 1], f"not {found['label'].iloc[2]}", found["label"].iloc[3], "",
+    ]  # fmt: skip
+
+
+def test_a_reload_keeps_the_draft_and_undo_is_another_row(app: SatelliteApp) -> None:
+    item = labelled(app)["item"].iloc[5]
+    page = click(app.open(item=item), "say-2")
+    again = app.open(item=item)
+    assert next(b for b in again.button if b.key == "say-2").proto.type == "primary"
+    click(again, "finish")
+    page = click(click(app.open(item=item), "say-0"), "finish")  # a correction
+    assert len(app.store.decisions(item=item)) == 2
+    page = click(page, "undo")
+    assert param(page, "item") == item
+    third = app.store.decisions(item=item)[2]
+    assert third.answers == {"label": Answer("unsure")} and third.token.startswith("undo-2-")
+    page = click(page, "undo")
+    last = app.store.decisions(item=item)[3]
+    assert last.answers == {} and last.note == "taken back"
+    page = app.open()
+    assert "**0** reviewed by you" in texts(page)
+    page = click(page, "undo")
+    assert app.store.count() == 4
+    app.store.verify()
+
+
+def test_acceptance_in_bulk_and_its_undo(app: SatelliteApp) -> None:
+    found = labelled(app)
+    towns = found[found["label"] == "town"]
+    click(click(app.open(item=towns["item"].iloc[0]), "class-1"), "finish")
+    page = click(app.open(**{"class": "town", "colour": "status"}), "bulk")
+    assert not page.exception and not page.error
+    written = app.store.decisions()
+    assert {d.item for d in written[1:]} == set(towns["item"].iloc[1:])
+    assert all(d.answers == {"label": Answer("agree")} and d.calls == {"label": "town"} for d in written[1:])
+    assert f"**{len(towns)}** reviewed by you" in texts(page)
+    page = click(page, "undo")
+    assert "**1** reviewed by you" in texts(page) and app.store.count() == 1 + 2 * (len(towns) - 1)
+    page = click(page, "undo")
+    assert param(page, "item") == towns["item"].iloc[0] and "**0** reviewed by you" in texts(app.open())
+
+
+def test_the_last_tile_leads_back_to_the_map(app: SatelliteApp) -> None:
+    found = labelled(app)
+    page = app.open(item=found["item"].iloc[0], search=found["tile_id"].iloc[0])
+    page = click(page, "agree-next")
+    assert "item" not in page.query_params and "All tiles in sight are reviewed" in texts(page)
+
+
+def test_a_tile_that_the_model_left_out_can_still_be_named(app: SatelliteApp) -> None:
+    table = app.tiles.table
+    item = table.loc[table["probability"].isna(), "item"].iloc[0]
+    page = app.open(item=item, status="nodata")
+    assert not page.exception and "said nothing of this tile" in page.warning[0].value.replace("\\", "")
+    assert page.button(key="say-0").disabled and page.button(key="agree-next").disabled
+    click(click(page, "class-2"), "finish")
+    (written,) = app.store.decisions()
+    assert written.answers == {"label": Answer("label", CLASSES[1])} and written.calls == {}
+
+
+def test_assigned_tiles_come_first_and_adjudicators_see_the_readers(app: SatelliteApp) -> None:
+    items = labelled(app)["item"].tolist()
+    app.store.assign([Assignment(items[7], "ann")], by="root")
+    assert param(click(app.open(), "start"), "item") == items[7]
+    for reviewer, key in (("ann", "say-0"), ("bob", "class-2"), ("bob", "say-1")):
+        page = click(app.open("--reviewer", reviewer, item=items[9]), key)
+    click(page, "finish")
+    click(app.open(item=items[9]), "finish")
+    assert "bob" not in texts(app.open("--reviewer", "dora", item=items[9]))
+    page = app.open("--reviewer", "dora", item=items[9], role="adjudicator", status="disagreement")
+    assert "ann" in texts(page) and "bob" in texts(page) and "1 of 1 in sight" in texts(page)
+
+
+def test_several_labels_are_answered_one_by_one(multi: SatelliteApp) -> None:
+    found = labelled(multi)
+    page = click(multi.open(), "start")
+    assert not page.exception and not page.error and len(page.segmented_control) == 3
+    page.segmented_control[0].set_value("agree").run()
+    page = click(page, "up")
+    page = click(page, "say-1")
+    page = click(page, "agree-next")
+    (written,) = multi.store.decisions()
+    assert set(written.answers) == set(CLASSES) and sorted(a.verdict for a in written.answers.values()) == [
+        "agree",
+        "agree",
+        "disagree",
+    ]
+    assert written.calls == {
+        c: "present" if found[f"prob:{c}"].iloc[0] >= np.float32(0.4) else "absent" for c in CLASSES
+    }
+    assert "3 classes" in multi.open().dataframe[0].value["Mine"].tolist()
+
+
+def test_export_with_review_columns(app: SatelliteApp, tmp_path: Path) -> None:
+    found = labelled(app)
+    page = app.open(show="team")
+    assert "Nothing to export" in texts(page)
+    click(click(app.open(item=found["item"].iloc[0]), "class-2"), "finish")
+    click(click(app.open("--reviewer", "bob", item=found["item"].iloc[1]), "say-1"), "finish")
+    click(click(app.open("--reviewer", "bob", item=found["item"].iloc[0]), "class-2"), "finish")
+    page = app.open(show="team")
+    assert page.dataframe[0].value["Tiles read twice"].tolist() == [1]
+    for kind in (".gpkg", ".csv", "decisions", ".zip"):
+        page.selectbox(key="export-kind").select(kind).run()
+        page = click(page, "export-make")
+        assert not page.exception and not page.error and page.download_button(key="export-get") is not None
+    session = app.session()
+    table = tile_export.reviewed_tiles(session)
+    assert len(table) == len(app.tiles)
+    assert table.loc[table["settled"], "review"].tolist() == [CLASSES[1], f"not {found['label'].iloc[1]}"]
+    assert table["reviewers"].iloc[table.index[table["settled"]][0]] == "ann, bob"
+    for ending, read in (
+        (".gpkg", geopandas.read_file),
+        (".geojson", geopandas.read_file),
+        (".parquet", geopandas.read_parquet),
+    ):
+        file = tmp_path / f"out{ending}"
+        file.write_bytes(tile_export.as_file(session, tile_export.reviewed_tiles(session, only_reviewed=True), ending))
+        frame = read(file)
+        assert len(frame) == 2 and frame["review"].tolist()[0] == CLASSES[1]
+        where = frame.to_crs("EPSG:32633").geometry.iloc[0].bounds
+        x, y = 500_000 + 10 * found["col"].iloc[0], 5_200_000 - 10 * found["row"].iloc[0]
+        np.testing.assert_allclose(where, (x, y - 160, x + 160, y), atol=0.01)
+
+
+def test_the_training_set_is_what_train_takes(app: SatelliteApp, tmp_path: Path) -> None:
+    found = labelled(app)
+    for n, key in ((0, "class-2"), (4, "say-1"), (6, "say-2")):
+        click(click(app.open(item=found["item"].iloc[n]), key), "finish")
+    with zipfile.ZipFile(io.BytesIO(tile_export.training_set(app.session()))) as archive:
+        archive.extractall(tmp_path)
+    made = read_manifest(tmp_path / "manifest.csv")
+    assert made.table["id"].tolist() == found["tile_id"].iloc[[0, 4]].tolist() and made.classes == CLASSES
+    assert made.table[CLASSES[1]].iloc[0] == 1 and made.table[found["label"].iloc[4]].iloc[1] == 0
+    col, row = found["col"].iloc[4], found["row"].iloc[4]
+    with rasterio.open(made.table["path"].iloc[1]) as tile, rasterio.open(app.map_.scene) as scene:
+        np.testing.assert_array_equal(tile.read(), scene.read()[:, row : row + 16, col : col + 16])
+        assert tile.crs == scene.crs and tile.transform @ (0, 0) == scene.transform @ (col, row)
+
+
+def test_a_tile_that_is_not_there_and_a_shared_link(app: SatelliteApp) -> None:
+    page = app.open(item="f" * 64)
+    assert not page.exception and "There is no such tile" in texts(page)
+    assert "item" not in click(page, "to-map").query_params
+    moved = app.tiles.table["item"].tolist()
+    assert len(set(moved)) == len(moved) and app.tiles.table["item"].tolist() == moved
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--bundle", "nowhere"], "nowhere does not exist"),
+        (["--tiles", "nowhere.parquet"], "nowhere.parquet does not exist"),
+        (["--scene", "nowhere.tif"], "nowhere.tif does not exist"),
+        (["--nonsense"], "Start it as"),
+        (["--resolution", "20"], "do not lie on the pixels"),
+        (["--store", "mysql://x"], "no store of reviews"),
+    ],
+)
+def test_a_wrong_command_line_says_what_to_do(app: SatelliteApp, words: list[str], text: str) -> None:
+    page = app.open(*words)
+    assert not page.exception and len(page.error) == 1
+    assert text in page.error[0].value.replace("\\", "")
+
+
+def test_tables_that_do_not_fit_are_refused(app: SatelliteApp, tmp_path: Path) -> None:
+    info, facts = describe_raster(app.map_.scene), read_facts(app.map_.bundle, "satellite", ("singlelabel",))
+    table = pd.read_parquet(app.map_.tiles).drop(columns=["geometry", "bbox"])
+
+    def refused(changed: pd.DataFrame, text: str) -> None:
+        changed.to_parquet(tmp_path / "t.parquet")
+        with pytest.raises(ManifestError, match=text):
+            read_tiles(tmp_path / "t.parquet", str(app.map_.scene), info, facts)
+
+    refused(table.rename(columns={"prob:town": "prob:city"}), "the bundle has")
+    refused(table.assign(path="elsewhere.tif"), "its scenes are elsewhere.tif")
+    refused(table.assign(col=-1), "lists image files")
+    refused(table.iloc[:0], "holds no tile")
+    refused(table.assign(col=table["col"] + 500), "do not lie on the pixels")
+    refused(pd.concat([table, table]), "names a tile twice")
+    (tmp_path / "q.csv").write_text("tile_id\nother\n")
+    with pytest.raises(ManifestError, match="No tile of"):
+        read_tiles(app.map_.tiles, str(app.map_.scene), info, facts, tmp_path / "q.csv")
+    with pytest.raises(ConfigError, match="is no table"):
+        parse_tile_options(
+            ["--bundle", str(app.map_.bundle), "--tiles", str(app.map_.scene), "--scene", str(app.map_.scene)]
+        )
+
+
+def test_a_moved_scene_keeps_its_items(app: SatelliteApp, tmp_path: Path) -> None:
+    moved = tmp_path / app.map_.scene.name
+    moved.write_bytes(app.map_.scene.read_bytes())
+    facts = read_facts(app.map_.bundle, "satellite", ("singlelabel",))
+    there = read_tiles(app.map_.tiles, str(moved), describe_raster(moved), facts)
+    assert there.table["item"].tolist() == app.tiles.table["item"].tolist()
+
+
+def test_bands_and_stretch_are_for_the_eye(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 40, 60), np.uint16)
+    pixels[0], pixels[1], pixels[2], pixels[3] = 100, np.arange(60) * 10, 300, 900
+    pixels[:, :, :5] = 0
+    path = write_raster(tmp_path / "s.tif", pixels, bands=("blue", "green", "red", "nir"), nodata=0)
+    scene = SceneImage(str(path))
+    assert scene.roles == {"red": 3, "green": 2, "blue": 1, "nir": 4} and list(scene.presets()) == [
+        "true",
+        "false",
+        NDVI,
+    ]
+    assert look_of(scene, {"bands": "false"}) == ("false", Look((4, 3, 2), "2"))
+    assert look_of(scene, {"bands": "2,2,1", "stretch": "0"}) == ("own", Look((2, 2, 1), "0"))
+    assert look_of(scene, {"bands": "7,8,9", "stretch": "x"})[0] == "true"
+    shown = scene.part(Look((2, 2, 2), "0"), (0, 0, 60, 40), 600)
+    assert shown.rect == (0, 0, 60, 40) and (shown.rgba[:, :5, 3] == 0).all() and (shown.rgba[:, 5:, 3] == 255).all()
+    low, high = scene.limits(2, "0")
+    assert (low, high) == (50, 590)
+    np.testing.assert_allclose(shown.rgba[7, 5:, 0], np.rint(255 * (np.arange(5, 60) * 10 - 50) / 540), atol=1)
+    # A part of the scene has the scene's own stretch: tiles compare.
+    part = scene.part(Look((2, 2, 2), "0"), (20, 10, 10, 10), 600)
+    np.testing.assert_array_equal(part.rgba, shown.rgba[10:20, 20:30])
+    small = scene.overview(Look((2, 2, 2), "0"), 30)
+    assert small.rgba.shape == (20, 30, 4) and small.rect == (0, 0, 60, 40)
+    index = scene.part(Look(()), (10, 0, 4, 4), 600)
+    assert len(np.unique(index.rgba.reshape(-1, 4), axis=0)) == 1
+    outside = scene.part(Look((2, 2, 2)), (-10, -10, 20, 20), 600)
+    assert outside.rect == (0, 0, 10, 10)
+
+
+def test_a_scene_on_another_grid_is_placed_right(tmp_path: Path) -> None:
+    pixels = np.tile(np.arange(120, dtype=np.uint16), (3, 80, 1))
+    path = write_raster(tmp_path / "s.tif", pixels)
+    scene = SceneImage(str(path), resolution=20.0)
+    assert (scene.info.width, scene.info.height) == (60, 40)
+    shown = scene.part(Look((1, 1, 1), "stored"), (10, 10, 20, 20), 600)
+    assert shown.rect == pytest.approx((10, 10, 20, 20)) and shown.rgba[5, 5, 0] == pytest.approx(2 * 15 + 0.5, abs=1)
+    whole = scene.overview(Look((1, 1, 1), "stored"), 30)
+    assert whole.rect == pytest.approx((0, 0, 60, 40), abs=0.05) and whole.rgba.shape[:2] == (20, 30)
+
+
+def test_a_hundred_thousand_tiles_stay_fast(app: SatelliteApp) -> None:
+    import time
+    from dataclasses import replace
+
+    session = app.session()
+    n = 100_000
+    rng = np.random.default_rng(0)
+    tiles = session.tiles
+    rows = rng.integers(0, len(tiles), n)
+    table = tiles.table.iloc[rows].reset_index(drop=True).assign(item=[f"{i:064d}" for i in range(n)])
+    many = replace(tiles, table=table, called=tiles.called[rows], queued=np.full(n, n, np.int64))
+    large = replace(session, ground=replace(session.ground, tiles=many))
+    made = [Decision(f"{i:064d}", "b", "ann", {"label": Answer("agree")}, calls={"label": "town"}) for i in range(5000)]
+    session.store.add(*made)
+    session.ledger.refresh()
+    filters = TileFilters(status="unread", name="town", low=0.3, sort="margin", area=points_of("0,0;90,0;90,90;0,90"))
+    assert len(tile_bytes(many)) == 19 * n
+    in_sight(large, filters)
+    began = time.perf_counter()
+    found = in_sight(large, filters)
+    colours = paint(large, found, "status")
+    assert time.perf_counter() - began < 1.0  # measured at a tenth of it; a loop over tiles would take several seconds
+    assert 0 < len(found) < n and not (found < 5000).any()
+    assert (colours[:, 3] > 0).sum() == len(found)
+    margins = table["margin"].to_numpy()[found]
+    assert (np.diff(margins) >= 0).all()
+
+
+def test_words_of_what_was_said() -> None:
+    calls = {"label": "town"}
+    assert tile_words({"label": "town"}, calls, single=True) == {"label": "agree"}
+    assert tile_words({"label": "not town"}, calls, single=True) == {"label": "disagree"}
+    assert tile_words({"label": "forest"}, calls, single=True) == {"label": "forest"}
+    assert tile_words({"label": "unsure"}, calls, single=True) == {"label": "unsure"}
+    assert tile_words({"town": "absent"}, {"town": "present"}, single=False) == {"town": "disagree"}
