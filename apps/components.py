@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 import numpy as np
 import streamlit as st
@@ -35,6 +36,13 @@ _STYLE = """
 .vd-bar { position: relative; height: 6px; margin-top: 3px; background: var(--vd-line); border-radius: 3px; }
 .vd-bar i { position: absolute; left: 0; top: 0; bottom: 0; background: var(--vd-mark); border-radius: 3px; }
 .vd-bar b { position: absolute; top: -3px; bottom: -3px; width: 2px; background: var(--vd-note-ink); }
+.vd-legend { max-height: 190px; overflow-y: auto; font-size: .82rem; line-height: 1.5; }
+.vd-key-row { display: flex; gap: 6px; align-items: center; }
+.vd-key-row i { width: 14px; height: 12px; border-radius: 2px; border: 1px solid light-dark(#0006, #fff6); }
+.vd-key-row span { flex: 1; }
+.vd-key-row b { font-weight: 600; font-variant-numeric: tabular-nums; }
+.vd-key-row em { width: 4.2em; text-align: right; font-style: normal; color: var(--vd-soft); font-variant-numeric: tabular-nums; }
+.vd-ramp { height: 12px; border-radius: 2px; }
 .vd-key { font-family: monospace; border: 1px solid var(--vd-line); border-radius: 3px; padding: 0 4px; }
 </style>
 """
@@ -80,6 +88,15 @@ def problems() -> Iterator[None]:
         yield
     except VitDomainsError as error:
         show_problem(error)
+
+
+def hold(key: str, value: Any) -> None:
+    """Let the widget of a key show a value that stands elsewhere (in the address, say); call it before the widget.
+
+    What the widget shows already is not sent to it again: that would undo what the user has typed or moved meanwhile.
+    """
+    if key not in st.session_state or st.session_state[key] != value:
+        st.session_state[key] = value
 
 
 def plain(text: str) -> str:

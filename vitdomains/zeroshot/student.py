@@ -97,6 +97,8 @@ def student_manifest(
 ) -> Path:
     """Write ``labels/manifest.csv``: reviewed tiles with weight 1, others from ``confident`` on with a smaller one.
 
+    A tile that was reviewed as none of the classes is left out, however sure the model was of it.
+
     Windows of scenes are cut out into ``labels/chips``. Their group is a block of neighbours, so that few of them overlap one on
     the other side of a split; a plain file is a group of its own.
 
@@ -115,7 +117,8 @@ def student_manifest(
     looked_at = tiles["tile_id"].isin(list(reviewed))
     sure = tiles["label"].isin(classes) & (tiles["probability"] >= confident) & ~looked_at
     said = [reviewed.get(t, label) for t, label in zip(tiles["tile_id"], tiles["label"], strict=True)]
-    tiles = tiles.assign(label=said, reviewed=looked_at)[looked_at | sure]
+    tiles = tiles.assign(label=said, reviewed=looked_at)
+    tiles = tiles[sure | (looked_at & tiles["label"].isin(classes))]
     if tiles.empty:
         raise ManifestError(
             f"No tile of {folder} was reviewed or is at least {confident:g} probable.",

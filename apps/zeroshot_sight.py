@@ -1,0 +1,99 @@
+"""Which tiles are in sight, in which order, and what was said of them: all from the page's address and the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+from numpy.typing import NDArray
+
+from apps.zeroshot_session import Session
+from apps.zeroshot_views import Order, View
+from vitdomains.core.review_agreement import readings
+
+PAGE = 30
+STATUSES = {
+    "all": "all tiles",
+    "open": "not reviewed by me",
+    "done": "reviewed by me",
+    "disagreement": "reviewers disagree",
+}
+ORDERS: dict[str, str] = {
+    "borderline": "borderline first",
+    "surest": "surest first",
+    "listed": "as listed",
+    "similar": "most similar first",
+}
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What the address asks for; what it cannot mean is taken for the default."""
+
+    label: str
+    status: str
+    order: Order
+    near: bool
+    searching: bool
+
+    @classmethod
+    def from_address(cls, view: View) -> Sight:
+        """Read the page's address."""
+        q = st.query_params
+        searching = bool(q.get("q", "").strip() or q.get("like"))
+        order = q.get("order", "similar" if searching else "borderline")
+        order = order if order in get_args(Order) and (searching or order != "similar") else "borderline"
+        status = q.get("status", "all")
+        return cls(
+            label=q.get("label", "") if q.get("label") in view.labels else "",
+            status=status if status in STATUSES else "all",
+            order=order,  # type: ignore[arg-type]
+            near=q.get("near") == "1",
+            searching=searching,
+        )
+
+
+def in_sight(session: Session, view: View, sight: Sight) -> NDArray[np.int64]:
+    """Numbers of the tiles that pass, in order."""
+    keep = view.members(sight.label)
+    if sight.near:
+        keep = keep | view.near_misses(sight.label)
+    if sight.status != "all":
+        keep = keep & _of_status(session, sight.status)
+    similarity = session.similarity() if sight.order == "similar" else None
+    return view.ordered(np.flatnonzero(keep), sight.label, sight.order, similarity)
+
+
+def _of_status(session: Session, status: str) -> NDArray[np.bool_]:
+    shown = pd.Series(session.labels.items[session.labels.rows])
+    if status == "disagreement":
+        return shown.isin(session.ledger.in_disagreement()).to_numpy(bool)
+    read = shown.isin(session.ledger.read_by(session.reviewer.name, session.role)).to_numpy(bool)
+    return read if status == "done" else ~read
+
+
+def undecided(session: Session, view: View, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of some tiles that this reviewer has not decided on and that have a label to decide on."""
+    return numbers[_of_status(session, "open")[numbers] & (view.label[numbers] != "")]
+
+
+def following(session: Session, view: View, numbers: NDArray[np.int64], after: str) -> str:
+    """The next item that waits for this reviewer, behind one and around; empty where none does."""
+    items = session.labels.items[session.labels.rows]
+    at = np.flatnonzero(items[numbers] == after)
+    start = int(at[0]) + 1 if len(at) else 0
+    waiting = undecided(session, view, np.concatenate([numbers[start:], numbers[:start]]))
+    return next((str(items[i]) for i in waiting if items[i] != after), "")
+
+
+def said(session: Session, items: list[str]) -> dict[str, str]:
+    """What this reviewer said of items last; of items without a decision nothing."""
+    table = session.ledger.table
+    mine = table[
+        (table["reviewer"] == session.reviewer.name) & (table["role"] == session.role) & table["item"].isin(items)
+    ]
+    read = readings(mine)
+    return dict(zip(read["item"], read["value"], strict=True))
