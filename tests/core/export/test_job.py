@@ -14,7 +14,9 @@ from vitdomains.core import cli
 from vitdomains.core.bundle import Bundle, read_bundle
 from vitdomains.core.config import Model
 from vitdomains.core.errors import ExportError
+from vitdomains.core.export.command import findings
 from vitdomains.core.export.formats import FORMATS, chosen_formats
+from vitdomains.core.export.gates import Check
 from vitdomains.core.export.job import Exported, export_bundle
 from vitdomains.core.export.onnx import read_metadata
 from vitdomains.core.export.workbench import Options
@@ -125,14 +127,27 @@ def test_a_kind_of_layer_that_is_not_there_is_named(exported: Made, toy_images: 
 def test_an_artefact_with_preprocessing_needs_nothing_around_it(
     exported: Made, toy_images: Path, tmp_path: Path
 ) -> None:
+    """In every format it takes images of any size, also where all that it was checked on had one."""
     copy = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
     images = small_bundle.validation(toy_images)
-    options = Options(("onnx",), with_preprocessing=True, allowed=0.05, threads=1)
-    bundle, (made,) = export_bundle(replace(copy), images, options)
-    assert made.format == "with_preprocessing/onnx" and not made.refused
-    run = session(bundle.path / made.files[0], "onnx", threads=1)
-    path = images.paths[0]
-    (expected,) = Predictor(bundle, toy.read_image, precision="fp32", threads=1).predict([("0", path)])
-    pixels = np.rint(np.clip(toy.read_image(path), 0, 1) * 255).astype(np.uint8)
-    np.testing.assert_allclose(run(pixels[None, :, :, None])[0], expected.scores, atol=5e-3)
+    options = Options(("onnx", "openvino", "torchscript", "pt2"), with_preprocessing=True, allowed=0.05, threads=1)
+    bundle, made = export_bundle(replace(copy), images, options)
+    predictor = Predictor(bundle, toy.read_image, precision="fp32", threads=1)
+    pixels = np.rint(np.clip(toy.read_image(images.paths[0]), 0, 1) * 255).astype(np.uint8)
+    for number, image in enumerate((pixels, np.pad(pixels, ((9, 0), (0, 30))), pixels[:20, :29])):
+        np.save(tmp_path / f"{number}.npy", image / np.float32(255))
+        (expected,) = predictor.predict([("0", str(tmp_path / f"{number}.npy"))])
+        for each in made:
+            assert each.format.startswith("with_preprocessing/") and not each.refused
+            form = FORMATS[each.format.removeprefix("with_preprocessing/")]
+            run = session(bundle.path / each.files[0], form.runtime, threads=1)
+            np.testing.assert_allclose(run(image[None, :, :, None])[0], expected.scores, atol=5e-3)
     assert "model.onnx" in bundle.files  # the plain artefact is still there
+    with pytest.raises(ExportError, match="NNCF would quantise the resize"):
+        export_bundle(bundle, images, replace(options, formats=("int8-openvino",)))
+
+
+def test_openvino_int8_that_is_refused_says_what_to_try() -> None:
+    seen = Check("openvino", "fp32", {1: 9.0}, 1.0, "auroc", 0.9, 0.5, 0.005, 0.4)
+    (why, advice) = findings([Exported("int8-openvino", (), 1, (seen,), refused=seen.problem)])
+    assert "outputs differ by 9" in why and "int8-dynamic" in advice and "--keep" in advice

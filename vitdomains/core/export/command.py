@@ -101,7 +101,11 @@ def findings(made: Sequence[Exported]) -> Iterator[str]:
         if helped:
             yield f"  try: --formats {each.format.rpartition('/')[2]} --keep {','.join(helped[-1].keep)}"
         elif each.blame:
-            yield "  try: another INT8 (int8-static, int8-openvino), --calibration entropy, or fp16"
+            yield "  try: another INT8 (int8-static, int8-openvino), the other --calibration, or fp16"
+        elif each.checks and each.format.endswith("int8-openvino"):
+            yield "  try: more --calibration_images, or int8-dynamic or int8-static, where --keep leaves layers in float32"
+        elif each.checks:
+            yield "  try: another of onnx, openvino, torchscript and pt2"
 
 
 def parse(domain: Domain, argv: Sequence[str]) -> tuple[str, Options, list[str]]:

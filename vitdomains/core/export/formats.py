@@ -38,13 +38,14 @@ FORMATS = {
     "onnx": Format("model.onnx", "onnx", 1e-3, "ONNX in float32"),
     "fp16": Format("model.fp16.onnx", "onnx", 0.01, "ONNX in float16, for GPUs", keeps=True),
     "int8-dynamic": Format("model.int8-dynamic.onnx", "onnx", 0.25, "ONNX in INT8, scaled at each run", keeps=True),
-    "int8-static": Format("model.int8-static.onnx", "onnx", 0.25, "ONNX in INT8, calibrated", keeps=True),
+    "int8-static": Format("model.int8-static.onnx", "onnx", 0.15, "ONNX in INT8, calibrated", keeps=True),
     "openvino": Format("model.xml", "openvino", 1e-3, "OpenVINO IR in float32, run in bf16 where the processor has it"),
-    "int8-openvino": Format("model.int8.xml", "openvino", 0.25, "OpenVINO IR in INT8, with accuracy control"),
+    "int8-openvino": Format("model.int8.xml", "openvino", 0.15, "OpenVINO IR in INT8, with accuracy control"),
     "torchscript": Format("model.torchscript", "torch", 1e-3, "TorchScript; deprecated by PyTorch"),
     "pt2": Format("model.pt2", "torch", 1e-3, "torch.export"),
 }
-"""In the order in which they are made."""
+"""In the order in which they are made. Measured on a fine-tuned ViT-Ti, as shares of the largest logit: INT8 dynamic 0.14 in a
+batch of eight, whose largest values set the scale for all of it, static 0.08, OpenVINO 0.04, bf16 0.01 to 0.03."""
 
 
 def is_transformer(model: nn.Module) -> bool:
