@@ -3,8 +3,8 @@
     python benchmarks/zeroshot_soak.py                                        # local processes, then Ray
     python benchmarks/zeroshot_soak.py --tiles 3000 --kills 2 --shard_size 64 --executors processes      # a try
 
-For each executor the job is started, killed with SIGKILL at a random moment, and started again, as often as asked; at one of the
-starts a worker is killed instead. After the last run every planned tile has to be there once, the corrupt ones with an error, and
+For each executor the job is started, killed with SIGKILL at a random moment, and started again, as often as asked; at one more
+start a worker is killed instead. After the last run every planned tile has to be there once, the corrupt ones with an error, and
 all labels equal to those of a run that nobody touched. Memory is the resident set of the job and all of its processes together,
 sampled in the undisturbed run; flat means that the last quarter of it needs no more than the second. Writes
 ``benchmarks/results/zeroshot_soak.json``.
@@ -143,7 +143,7 @@ def kill_at_random(process: subprocess.Popen[bytes], out: Path, rng: random.Rand
     time.sleep(rng.uniform(0, 0.2))
     if worker:
         members = family(process.pid)[1:]
-        busy = [pid for pid in members if b"spawn_main" in _command(pid) or b"ray::" in _command(pid)]
+        busy = [pid for pid in members if b"spawn_main" in _command(pid) or b"ray::_Actor" in _command(pid)]
         os.kill((busy or members)[0], signal.SIGKILL)
         process.wait()
         return process.returncode == 0
@@ -169,18 +169,17 @@ def soak(words: argparse.Namespace, root: Path, executor: str, bad: int) -> dict
     seconds = time.perf_counter() - begin
     quarters = [[mb for share, mb in samples if low < share <= low + 0.25] for low in (0.25, 0.75)]
     memory = [float(np.median(part)) if part else float("nan") for part in quarters]
-    rng, kills, starts = random.Random(words.seed), 0, 0
-    done = False
-    for number in range(words.kills):
+    rng, kills, starts, done = random.Random(words.seed), {"job": 0, "worker": 0}, 0, False
+    for number in range(words.kills + 1):
         process = start(words, model, scene, torn, executor)
         starts += 1
-        last = number == words.kills - 1
-        upto = max(1, (shards - finished(torn)) // (words.kills - number + 1))
-        if not kill_at_random(process, torn, rng, upto, last):
-            done = True
+        victim = "worker" if number == words.kills else "job"
+        upto = max(1, (shards - finished(torn)) // (words.kills - number + 2))
+        if not kill_at_random(process, torn, rng, upto, victim == "worker"):
+            done = process.returncode == 0
             break
-        kills += 1
-        done = last and process.returncode == 0
+        kills[victim] += 1
+        done = process.returncode == 0
     if not done:
         assert start(words, model, scene, torn, executor).wait() == 0
         starts += 1

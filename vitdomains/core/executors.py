@@ -244,11 +244,13 @@ def _serve(connection: Connection, make_worker: MakeWorker, threads: int) -> Non
         work = make_worker()
         connection.send(None)
         while True:
-            connection.send(work(connection.recv()))
+            try:
+                rows = connection.recv()
+            except (EOFError, ConnectionResetError):
+                return  # the process that gave the work is done, or was killed
+            connection.send(work(rows))
     except VitDomainsError as error:
         connection.send(error)
-    except EOFError:
-        return
 
 
 def _end_with_parent() -> None:

@@ -14,6 +14,9 @@ from vitdomains.core.executors import MakeWorker, Report, limit_threads
 
 logger = logging.getLogger(__name__)
 
+_PATIENCE = 20.0
+"""Seconds without an answer before the cluster is asked whether it is still there."""
+
 
 class RayActors:
     """Actors of a Ray cluster, on any number of machines; they load the model once each.
@@ -51,8 +54,20 @@ class RayActors:
         self._pending[self._workers[worker].compute.remote(rows)] = (worker, "done")
 
     def reports(self) -> list[Report]:
-        """What the actors have answered."""
-        answered, _ = self._ray.wait(list(self._pending), num_returns=1)
+        """What the actors have answered.
+
+        Raises:
+            ConfigError: No machine of the cluster is left: actors would wait for ever.
+        """
+        answered: list[Any] = []
+        while not answered:
+            answered, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=_PATIENCE)
+            if not answered and not any(node["Alive"] for node in self._ray.nodes()):
+                raise ConfigError(
+                    "The Ray cluster has lost all of its machines.",
+                    hint="Give the same command again: finished shards are kept. Ray also gives up a machine that is too "
+                    "busy or too short of memory to answer; take fewer --workers then.",
+                )
         return [self._report(reference, *self._pending.pop(reference)) for reference in answered]
 
     def _report(self, reference: Any, worker: int, kind: Literal["ready", "done"]) -> Report:
