@@ -30,8 +30,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, pipeline
 
 from vitdomains.core.geo.mapping import Means
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
+from vitdomains.zeroshot.clip_tokenizer import BPE_FILE, tokenizer_from_merges
 from vitdomains.zeroshot.label import Compute, label_tiles
-from vitdomains.zeroshot.openclip import BPE_FILE, tokenizer_from_merges
 from vitdomains.zeroshot.plan import TilePlan, plan_tiles
 from vitdomains.zeroshot.prompts import read_classes
 from vitdomains.zeroshot.towers import Parts, Towers, load_towers
@@ -129,9 +129,9 @@ def transformers_pipeline(model: Path, files: list[Path]) -> float:
 def main() -> None:
     restart_with_tuned_allocator()  # as the commands do
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiles", type=int, default=2048, help="tiles of a labelling (%(default)s)")
+    parser.add_argument("--tiles", type=int, default=8192, help="tiles of a labelling (%(default)s)")
     parser.add_argument(
-        "--relabel", type=int, default=16384, help="tiles that are labelled anew from embeddings (%(default)s)"
+        "--relabel", type=int, default=32768, help="tiles that are labelled anew from embeddings (%(default)s)"
     )
     parser.add_argument(
         "--peers", type=int, default=128, help="tiles for open_clip; a quarter for the pipeline (%(default)s)"

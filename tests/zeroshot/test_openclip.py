@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from vitdomains.core.errors import WeightsError
-from vitdomains.zeroshot.openclip import convert, read_architecture, renamed, tokenizer_from_merges
+from vitdomains.zeroshot.clip_tokenizer import clip_tokenizer, tokenizer_from_merges
+from vitdomains.zeroshot.openclip import convert, read_architecture, renamed
 from vitdomains.zeroshot.towers import load_towers
 
 open_clip = pytest.importorskip("open_clip")
@@ -65,6 +66,9 @@ def test_the_tokenizer_is_open_clips() -> None:
     theirs = open_clip.tokenize(PROMPTS)
     for text, row in zip(PROMPTS, theirs, strict=True):
         assert tokenizer(text)["input_ids"] == row[: int(row.argmax()) + 1].tolist()
+    for wanted in ("nobody/has-it", "absent.txt.gz"):
+        with pytest.raises(WeightsError, match=wanted):
+            clip_tokenizer(wanted)
 
 
 def test_no_weight_is_left_over(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 
 from vitdomains.core.cli import Command, main
 from vitdomains.zeroshot import DOMAIN
+from vitdomains.zeroshot.align_command import align_command
 from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search
 from vitdomains.zeroshot.feedback import refine_command, student_command
 
@@ -17,6 +18,7 @@ COMMANDS: dict[str, Command] = {
     "refine": refine_command,
     "student": student_command,
     "convert": convert_command,
+    "align": align_command,
 }
 
 

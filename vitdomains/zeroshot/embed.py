@@ -7,6 +7,7 @@ which others could not be read.
 from __future__ import annotations
 
 import copy
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,7 @@ from vitdomains.zeroshot.reader import read_image, read_pixels
 from vitdomains.zeroshot.towers import Towers, load_towers
 
 Array = npt.NDArray[Any]
+_CACHE_MB = "64"
 
 
 def chosen_precision(precision: str, device: str) -> str:
@@ -90,6 +92,8 @@ class MakeEmbedder:
 
 def make_work(job: MakeEmbedder, load: Callable[[], ImageTower]) -> Work:
     """The worker function; the model is loaded when the first tile could be read."""
+    # Decoded blocks would fill a twentieth of the machine's memory; a strip is read once, so a few are enough.
+    os.environ.setdefault("GDAL_CACHEMAX", _CACHE_MB)
     pool = ThreadPoolExecutor(job.readers, thread_name_prefix="read")
     loaded: list[ImageTower] = []
     device = chosen_device(job.device)

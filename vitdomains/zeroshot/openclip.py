@@ -6,8 +6,6 @@ it was trained with. Both follow from the architecture's name, or from open_clip
 
 from __future__ import annotations
 
-import gzip
-import importlib.util
 import json
 import logging
 import re
@@ -21,6 +19,7 @@ from vitdomains.core.atomic import write_text
 from vitdomains.core.bundle import file_sha256
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.weights import read_state
+from vitdomains.zeroshot.clip_tokenizer import clip_tokenizer
 from vitdomains.zeroshot.towers import Parts, first_line, load_parts
 
 logger = logging.getLogger(__name__)
@@ -30,9 +29,6 @@ State = dict[str, Tensor]
 
 TEXT_HEAD = 64
 """Width of a head of every open_clip text tower."""
-BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
-MERGES = 48894
-TOKENIZER = "openai/clip-vit-base-patch32"
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -87,7 +83,7 @@ def convert(
     shape = read_architecture(architecture)
     chosen, why = _activation(shape, file.name, architecture, activation)
     state = _native(read_state(file))
-    parts = Parts(_model(state, shape, chosen), _tokenizer(tokenizer), _processor(state, shape))
+    parts = Parts(_model(state, shape, chosen), clip_tokenizer(tokenizer), _processor(state, shape))
     folder = Path(out)
     parts.save(folder)
     about = {
@@ -289,34 +285,3 @@ def _processor(state: State, shape: Architecture) -> Any:
     side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5) * shape.patch
     crop = {"height": side, "width": side}
     return CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop, image_mean=MEAN, image_std=STD)
-
-
-def _tokenizer(wanted: str) -> Any:
-    from transformers import AutoTokenizer
-
-    installed = importlib.util.find_spec("open_clip")
-    if not wanted and installed and installed.origin:
-        wanted = str(Path(installed.origin).with_name(BPE_FILE))
-    if wanted.endswith(".txt.gz"):
-        return tokenizer_from_merges(Path(wanted))
-    try:
-        return AutoTokenizer.from_pretrained(wanted or TOKENIZER)
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"CLIP's tokenizer {wanted or TOKENIZER} cannot be had: {str(error).splitlines()[0][:200]}",
-            hint=f"Give --tokenizer a folder that has it, or the file {BPE_FILE} that comes with open_clip.",
-        ) from error
-
-
-def tokenizer_from_merges(path: Path) -> Any:
-    """CLIP's tokenizer from its published merges: 256 bytes, the same at the end of a word, 48,894 merges, two marks."""
-    from transformers import CLIPTokenizer
-
-    with gzip.open(path, "rt", encoding="utf-8") as handle:
-        merges = [tuple(line.split()) for line in handle.read().split("\n")[1 : 1 + MERGES]]
-    # The order of the bytes is that of GPT-2's table: printable ones first, the others as characters above 255.
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    words = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges)]
-    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)

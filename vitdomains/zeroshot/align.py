@@ -1,0 +1,260 @@
+"""Contrastive alignment of two pretrained towers: projections, LoRA or whole towers, from captions or class names.
+
+The image tower is locked unless asked otherwise (Zhai et al. 2022), and what a locked tower says of an image or a caption is
+computed once. The result is a dual encoder of transformers that ``label`` takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vitdomains.core.atomic import write_atomically
+from vitdomains.core.checkpoint import load_state, save_state
+from vitdomains.core.errors import TrainingError
+from vitdomains.core.image_tower import ImageTower
+from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
+from vitdomains.core.shards import OnProgress
+from vitdomains.zeroshot.align_data import Pairs
+from vitdomains.zeroshot.contrastive import LOSSES, Encode, Loss, backward
+from vitdomains.zeroshot.prompts import PromptSet, class_embeddings, single_prompt
+from vitdomains.zeroshot.reader import read_image
+from vitdomains.zeroshot.towers import Parts, TextTower, Towers, make_towers
+
+Trained = Literal["projection", "lora", "full"]
+_FORWARD = 32
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How to align. ``lora`` and ``full`` are of the text tower, and of the image tower too if ``unlock_image``.
+
+    ``batch_size`` pairs are contrasted with each other, ``chunk`` of them are in memory with a graph. ``text_rate`` scales
+    the learning rate of the text projection, which starts as the identity.
+    """
+
+    trained: Trained = "projection"
+    unlock_image: bool = False
+    loss: Loss = "infonce"
+    steps: int = 500
+    batch_size: int = 512
+    chunk: int = 64
+    lr: float = 1e-3
+    text_rate: float = 0.0
+    weight_decay: float = 0.1
+    lora_rank: int = 8
+    save_every: int = 100
+    seed: int = 0
+
+
+def align(
+    parts: Parts, pairs: Pairs, work: Path, how: Alignment, *, memory: Path | None = None,
+    on_progress: OnProgress = lambda p, d, t, x: None,
+) -> Parts:  # fmt: skip
+    """Train, and return the parts with LoRA merged in; the modules of ``parts`` are changed.
+
+    Args:
+        parts: A VisionTextDualEncoderModel with its tokenizer and image processor.
+        pairs: Images and captions.
+        work: Folder for the state of training. The same call goes on where it was stopped.
+        how: Settings.
+        memory: Folder of image features, which runs of other settings may share; None: ``work``.
+        on_progress: Called with (phase, done, total, text).
+
+    Raises:
+        TrainingError: ``work`` holds the state of other settings or data.
+    """
+    towers = make_towers(parts)
+    fingerprint = hashlib.sha256(json.dumps([asdict(how), towers.id, pairs.paths, pairs.captions]).encode()).hexdigest()
+    torch.manual_seed(how.seed)
+    groups: list[dict[str, Any]] = [{"params": [parts.model.visual_projection.weight]}]
+    if how.text_rate:
+        groups.append(
+            {"params": [parts.model.text_projection.weight], "lr": how.lr * how.text_rate, "weight_decay": 0.0}
+        )
+    adapters = _unlock(parts, how)
+    texts = [text for group in pairs.captions for text in group]
+    encoders = (
+        _image_encoder(parts, pairs.paths, towers.preprocess, memory or work, how, on_progress),
+        _text_encoder(parts, texts, how),
+    )
+    tower_parameters = [p for m in _unlocked(parts.model, how) for p in m.parameters() if p.requires_grad]
+    if tower_parameters:
+        groups.append({"params": tower_parameters})
+    bias = nn.Parameter(torch.tensor(-10.0 if how.loss == "sigmoid" else 0.0))
+    groups.append({"params": [parts.model.logit_scale, bias], "weight_decay": 0.0})
+    optimiser = torch.optim.AdamW(groups, lr=how.lr, weight_decay=how.weight_decay)
+    _fit(parts.model, bias, optimiser, encoders, pairs, work / "state.pt", fingerprint, how, on_progress)
+    for name, adapter in adapters.items():
+        setattr(parts.model, name, adapter.merge_and_unload())
+    return Parts(parts.model.eval(), parts.tokenizer, parts.processor)
+
+
+def _fit(
+    model: Any, bias: nn.Parameter, optimiser: torch.optim.Optimizer, encoders: tuple[Encode, Encode], pairs: Pairs,
+    file: Path, fingerprint: str, how: Alignment, on_progress: OnProgress,
+) -> None:  # fmt: skip
+    rates = [group["lr"] for group in optimiser.param_groups]
+    trained = [p for group in optimiser.param_groups for p in group["params"]]
+    start = 0
+    try:
+        state = load_state(file, fingerprint)
+    except TrainingError as error:
+        raise TrainingError(
+            str(error.message), hint=f"Choose another --out, or delete {file} to start anew."
+        ) from error
+    if state:
+        start = int(state["step"])
+        optimiser.load_state_dict(state["optimiser"])
+        with torch.no_grad():
+            for parameter, value in zip(trained, state["trained"], strict=True):
+                parameter.copy_(value)
+    firsts = np.cumsum([0, *(len(group) for group in pairs.captions)])
+    for step in range(start, how.steps):
+        rng = np.random.default_rng([how.seed, step])  # of the step, so that a resumed run draws the same
+        torch.manual_seed(int(rng.integers(2**31)))
+        for group, rate in zip(optimiser.param_groups, rates, strict=True):
+            group["lr"] = (
+                rate * min(1.0, 10 * (step + 1) / how.steps) * 0.5 * (1 + math.cos(math.pi * step / how.steps))
+            )
+        rows = rng.permutation(len(pairs.paths))[: how.batch_size]
+        own = pairs.groups[rows]
+        said = firsts[own] + (rng.random(len(rows)) * (firsts[own + 1] - firsts[own])).astype(np.int64)
+        loss = partial(_loss, how, torch.from_numpy(own), model.logit_scale, bias)
+        value = backward(encoders, (torch.from_numpy(rows), torch.from_numpy(said)), loss, how.chunk)
+        optimiser.step()
+        optimiser.zero_grad()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0.0, math.log(100.0))
+        on_progress("align", step + 1, how.steps, f"loss {value:.3f}")
+        if (step + 1) % how.save_every == 0 or step + 1 == how.steps:
+            values = [p.detach() for p in trained]
+            save_state(
+                file,
+                {"fingerprint": fingerprint, "step": step + 1, "optimiser": optimiser.state_dict(), "trained": values},
+            )
+
+
+def _loss(how: Alignment, groups: Tensor, scale: Tensor, bias: Tensor, images: Tensor, texts: Tensor) -> Tensor:
+    return LOSSES[how.loss](images, texts, groups, scale, bias)
+
+
+def _unlocked(model: Any, how: Alignment) -> list[nn.Module]:
+    if how.trained == "projection":
+        return []
+    return [model.text_model, model.vision_model] if how.unlock_image else [model.text_model]
+
+
+def _unlock(parts: Parts, how: Alignment) -> dict[str, Any]:
+    """Lock what is locked, put adapters into what is not; the adapters by the name of their tower."""
+    parts.model.requires_grad_(False)
+    parts.model.visual_projection.requires_grad_(True)
+    parts.model.text_projection.requires_grad_(how.text_rate > 0)
+    parts.model.logit_scale.requires_grad_(True)
+    adapters = {}
+    for tower in _unlocked(parts.model, how):
+        if how.trained == "full":
+            tower.requires_grad_(True)
+        else:
+            from peft import LoraConfig, get_peft_model
+
+            name = "text_model" if tower is parts.model.text_model else "vision_model"
+            config = LoraConfig(
+                r=how.lora_rank, lora_alpha=2 * how.lora_rank, target_modules=r".*\.(query|value|q_proj|v_proj)"
+            )
+            adapters[name] = get_peft_model(tower, config)
+        tower.train()
+    return adapters
+
+
+def _image_encoder(
+    parts: Parts, paths: Sequence[str], spec: PreprocessSpec, memory: Path, how: Alignment, on_progress: OnProgress
+) -> Encode:
+    model = parts.model
+    if how.trained != "projection" and how.unlock_image:
+        tower = ImageTower(model.vision_model)
+        return lambda rows: _project(tower(load_batch([paths[i] for i in rows], spec)), model.visual_projection)
+    features = torch.from_numpy(image_features(parts, paths, memory, on_progress))
+    return lambda rows: _project(features[rows], model.visual_projection)
+
+
+def _text_encoder(parts: Parts, texts: Sequence[str], how: Alignment) -> Encode:
+    model = parts.model
+    tower = TextTower(model.text_model, None, parts.tokenizer, full=False)
+    if how.trained != "projection":
+        return lambda rows: _project(tower([texts[i] for i in rows]), model.text_projection)
+    features = tower.encode(texts)
+    return lambda rows: _project(features[rows], model.text_projection)
+
+
+def _project(features: Tensor, projection: nn.Module) -> Tensor:
+    """A projection without bias does not feel the length of what it is given: unit features lose nothing."""
+    return F.normalize(projection(features), dim=-1)
+
+
+def load_batch(paths: Sequence[str], spec: PreprocessSpec) -> Tensor:
+    """Image files -> normalised [B,3,H,W]."""
+    arrays = [prepare(read_image(path), spec).transpose(2, 0, 1) for path in paths]
+    return normalise(torch.from_numpy(np.stack(arrays)), spec)
+
+
+@torch.no_grad()
+def image_features(
+    parts: Parts, paths: Sequence[str], memory: Path, on_progress: OnProgress = lambda p, d, t, x: None
+) -> npt.NDArray[np.float32]:
+    """[N,W] unit features of an image tower before its projection; those that ``memory`` holds are not computed again.
+
+    A file in that folder belongs to one tower and preprocessing; its rows to path, size and time of image files.
+    """
+    spec = make_towers(parts).preprocess
+    digest = hashlib.sha256(json.dumps(spec.to_dict(), sort_keys=True).encode())
+    for name, tensor in sorted(parts.model.vision_model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    file = memory / f"features-{digest.hexdigest()[:16]}.npz"
+    stamps = [f"{path} {(info := Path(path).stat()).st_size} {info.st_mtime_ns}" for path in paths]
+    known: dict[str, npt.NDArray[np.float32]] = {}
+    if file.is_file():
+        with np.load(file, allow_pickle=False) as stored:
+            known = dict(zip(stored["files"].tolist(), stored["features"], strict=True))
+    new = [i for i, stamp in enumerate(stamps) if stamp not in known]
+    tower = ImageTower(parts.model.vision_model.eval())
+    for at in range(0, len(new), _FORWARD):
+        rows = new[at : at + _FORWARD]
+        found = tower(load_batch([paths[i] for i in rows], spec)).numpy()
+        known |= dict(zip((stamps[i] for i in rows), found, strict=True))
+        on_progress("image features", at + len(rows), len(new), "")
+    if new:
+        write_atomically(file, partial(_save_features, known))
+    return np.stack([known[stamp] for stamp in stamps])
+
+
+def _save_features(known: dict[str, npt.NDArray[np.float32]], path: Path) -> None:
+    with path.open("wb") as handle:
+        np.savez(handle, files=np.array(list(known)), features=np.stack(list(known.values())))
+
+
+def top_one(
+    parts: Parts, towers: Towers, prompts: PromptSet, paths: Sequence[str], truth: npt.NDArray[np.int64], memory: Path,
+    on_progress: OnProgress = lambda p, d, t, x: None,
+) -> dict[str, float]:  # fmt: skip
+    """Share of images whose class is found among ``prompts``, for the ensemble and for the name in one template."""
+    features = torch.from_numpy(image_features(parts, paths, memory, on_progress))
+    with torch.no_grad():
+        images = _project(features, parts.model.visual_projection).numpy()
+    scores = {}
+    for name, asked in (("ensemble", prompts), ("single prompt", single_prompt(prompts))):
+        texts = class_embeddings(asked, lambda t: towers.text.encode(t).numpy())
+        scores[name] = float(((images @ texts.T).argmax(axis=1) == truth).mean())
+    return scores
