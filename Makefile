@@ -9,6 +9,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/demo
+# Benchmarks that make their own data; the others name what they need in their first lines.
+BENCHMARKS := read_films train_throughput train_step memory_estimate explain_cost predict_throughput edge_table vit_vs_cnn \
+  review_store zeroshot_throughput zeroshot_soak
 # Debian packages that tests call where they can be had (as root, with apt); a test that misses its program is skipped.
 SYSTEM_PACKAGES := chromium gdal-bin postgresql
 
@@ -60,10 +63,10 @@ format: install ## let ruff correct what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: install ## run every benchmark, one after the other; best on an otherwise idle machine
+bench: install ## run the benchmarks that need no data set, one after the other; best on an otherwise idle machine
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation \
 	  --editable '.[bench]'
-	@for script in benchmarks/*.py; do echo "==> $$script"; $(BIN)/python "$$script"; done
+	@for name in $(BENCHMARKS); do echo "==> $$name"; $(BIN)/python "benchmarks/$$name.py"; done
 
 clean: ## remove caches and build files; runs and .venv stay
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis ./*.egg-info

@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--tiny", required=True, help="weights of timm's vit_tiny_patch16_224, ImageNet-pretrained")
     parser.add_argument("--dinov2", required=True, help="weights of timm's vit_small_patch14_dinov2")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", default="runs/recipe_ablation", help="caches and bundles (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result (default: benchmarks/results)")
@@ -210,7 +210,7 @@ def main() -> None:
     file = words.out / "recipe_ablation.json"
     done = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else {}
     rows: dict[str, Any] = {name: done.get(name, {"seeds": {}}) for name in ROWS if name in done or name in words.rows}
-    for seed in range(words.seeds):
+    for seed in words.seeds:
         for name in words.rows:
             row = ROWS[name]
             config = configured(row, seed, words, overrides)
