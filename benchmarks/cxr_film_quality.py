@@ -2,7 +2,7 @@
 
     python benchmarks/cxr_film_quality.py [--phantoms 200] [--limit 0] [--layout]
 
-Real films: the 800 frontal ones of ``../shared/data/nih_cxr14_subset`` (``VITDOMAINS_SHARED``), where present; all 448 x 448
+Real films: the 800 frontal ones of a NIH ChestX-ray14 subset in ``VITDOMAINS_SHARED``, where present; all 448 x 448
 PNG files, so view, body part, exposure index and aspect ratio cannot be wrong in them. Phantoms are drawn for the occasion,
 with another seed than those of the layout. ``--layout`` prints the table ``quality.LAYOUT`` from 200 phantoms instead.
 """

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness import write_result
 
+from vitdomains.core.backbones import build_model
 from vitdomains.core.config import Config, Model, Recipe, Run
 from vitdomains.core.memory import measured_memory, training_memory
 from vitdomains.core.preprocess import PreprocessSpec
@@ -52,7 +53,7 @@ def compare(model: str, pixels: int, batch: int, precision: str, checkpointing: 
     )
     spec = PreprocessSpec(pixels, pixels, "squash", 3, (0.5,), (0.5,))
     started = time.monotonic()
-    parts = training_memory(config, spec, CLASSES)
+    parts = training_memory(build_model(config.model, CLASSES, image_size=pixels), spec, config)
     seconds = time.monotonic() - started
     measured = measured_memory(config, spec, CLASSES)
     return {

@@ -1,6 +1,6 @@
 """``satellite map`` against its own model and against TorchGeo's grid sampler, and its memory against the size of the scene.
 
-    python benchmarks/scene_throughput.py ../shared/data/rasters/landsat8_224078_bgr.tif
+    python benchmarks/scene_throughput.py landsat8_224078_bgr.tif
 
 One ViT-Ti/16 at 224 pixels with random weights (speed does not depend on them) and 30 classes; the scene is cut into 224-pixel
 tiles that overlap by a quarter. In turns, in one process:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.core import toy
 from vitdomains.core import cli, memory
 from vitdomains.core.backbones import build_model
 from vitdomains.core.config import Config, Model, Recipe, Run
-from vitdomains.core.memory import estimated, free_memory, measured_memory, training_memory
+from vitdomains.core.memory import free_memory, measured_memory, training_memory
 from vitdomains.core.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(96, 96, "squash", 3, (0.5,), (0.5,))
-Estimate = Callable[..., dict[str, int]]
 CONFIG = Config(
     model=Model(name="vit:Ti/16", options={"depth": 4}),
     recipe=Recipe(batch_size=8, precision="fp32"),
@@ -26,37 +23,33 @@ CONFIG = Config(
 )
 
 
-@pytest.fixture(scope="module")
-def estimate() -> Iterator[Callable[..., dict[str, int]]]:
-    """``training_memory``, with one process for all calls."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-
-        def count(config: Config = CONFIG, spec: PreprocessSpec = SPEC, **model: object) -> dict[str, int]:
-            made = replace(config.model, **model)  # type: ignore[arg-type]
-            return pool.submit(estimated, replace(config, model=made), spec, 5).result()
-
-        yield count
+def estimate(config: Config = CONFIG, spec: PreprocessSpec = SPEC, **model: object) -> dict[str, int]:
+    made = replace(config.model, **model)  # type: ignore[arg-type]
+    return training_memory(build_model(made, 5, image_size=spec.height), spec, replace(config, model=made))
 
 
 def with_recipe(**recipe: object) -> Config:
     return replace(CONFIG, recipe=replace(CONFIG.recipe, **recipe))  # type: ignore[arg-type]
 
 
-def test_parameters_are_counted(estimate: Estimate) -> None:
-    found = training_memory(with_recipe(ema_decay=0.9), SPEC, 5)
-    size = 4 * sum(p.numel() for p in build_model(CONFIG.model, 5, image_size=96).parameters())
+def test_parameters_are_counted_and_the_model_is_left_alone() -> None:
+    model = build_model(CONFIG.model, 5, image_size=96)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = training_memory(model, SPEC, with_recipe(ema_decay=0.9))
+    size = 4 * sum(p.numel() for p in model.parameters())
     assert found["parameters"] == found["moving average"] == size and found["optimiser"] == 2 * size
-    assert found == estimate(with_recipe(ema_decay=0.9))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(p.grad is None and type(p.data) is torch.Tensor for p in model.parameters())
 
 
-def test_activations_follow_the_batch_and_the_size(estimate: Estimate) -> None:
+def test_activations_follow_the_batch_and_the_size() -> None:
     one = estimate()["activations"]
     assert estimate(with_recipe(batch_size=16))["activations"] / one == pytest.approx(2, abs=0.1)
     large = replace(SPEC, height=192, width=192)
     assert estimate(spec=large)["activations"] / one == pytest.approx(145 / 37, rel=0.15)  # tokens
 
 
-def test_what_saves_memory_is_seen(estimate: Estimate) -> None:
+def test_what_saves_memory_is_seen() -> None:
     plain = estimate(with_recipe(batch_size=32))["activations"]
     assert estimate(with_recipe(batch_size=32, precision="bf16"))["activations"] < 0.7 * plain
     assert estimate(with_recipe(batch_size=32), grad_checkpointing=True)["activations"] < 0.5 * plain
@@ -66,21 +59,19 @@ def test_what_saves_memory_is_seen(estimate: Estimate) -> None:
     assert cached["activations"] <= frozen["activations"]
 
 
-def test_a_large_model_on_a_tiny_batch_is_four_times_its_parameters(estimate: Estimate) -> None:
+def test_a_large_model_on_a_tiny_batch_is_four_times_its_parameters() -> None:
     found = estimate(with_recipe(batch_size=1), options={"depth": 4, "width": 768, "heads": 12})
     assert found["gradients"] > 0.95 * found["parameters"]
     assert 4 <= (sum(found.values()) - memory.CPU_SCRATCH[1]) / found["parameters"] < 4.2
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "hf:vit"])
-def test_other_families(name: str, estimate: Estimate) -> None:
+def test_other_families(name: str) -> None:
     options = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2} if name == "hf:vit" else {}
     assert estimate(name=name, options=options)["activations"] > 2**20
 
 
-def test_the_estimate_is_within_a_fifth_of_what_two_steps_take(
-    monkeypatch: pytest.MonkeyPatch, estimate: Estimate
-) -> None:
+def test_the_estimate_is_within_a_fifth_of_what_two_steps_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MALLOC_TOP_PAD_", raising=False)  # set for all tests; it moves memory into what stood before
     config = replace(with_recipe(batch_size=24), model=Model(name="vit:Ti/16"))
     spec = replace(SPEC, height=160, width=160)

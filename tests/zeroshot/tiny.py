@@ -28,6 +28,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from apps.demo_towers import word_tokenizer
 from vitdomains.zeroshot.towers import Parts
 
 CORPUS = [
@@ -72,13 +73,7 @@ def sentence_tokenizer(longest: int) -> PreTrainedTokenizerFast:
 
 
 def bert_tokenizer() -> BertTokenizer:
-    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    pieces.normalizer = normalizers.BertNormalizer()
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
-    pieces.train_from_iterator(CORPUS, trainer)
-    return BertTokenizer(vocab=pieces.get_vocab())
+    return word_tokenizer(CORPUS)
 
 
 def _vision(width: int = 32) -> dict[str, int]:

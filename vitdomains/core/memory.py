@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,46 +39,19 @@ from vitdomains.core.process import physical_cores
 from vitdomains.core.session import precision
 from vitdomains.core.vit import vit
 
-T = TypeVar("T")
-
 CPU_SCRATCH = (0.25, 32 * 2**20)
 """What kernels' scratch space and the gaps of the C library's allocator add on a CPU: a share of the activations, and bytes.
 Between counted and measured by ``benchmarks/memory_estimate.py``. On a GPU PyTorch counts by itself and nothing is added."""
 
 
-def training_memory(config: Config, spec: PreprocessSpec, n_classes: int) -> dict[str, int]:
-    """Bytes alive at the fullest moment of a training step, by what they are for.
-
-    Counted in a process of its own, as the measurement is: fake tensors hook into PyTorch's dispatcher, and beside export
-    runtimes that do the same the interpreter was seen to crash.
+def training_memory(model: nn.Module, spec: PreprocessSpec, config: Config) -> dict[str, int]:
+    """Bytes alive at the fullest moment of a training step, by what they are for; the model is not touched.
 
     Args:
-        config: Model, batch size, precision, moving average, frozen blocks.
+        model: From ``build_model``.
         spec: Channels and size of the input.
-        n_classes: K.
+        config: Batch size, precision, moving average, frozen blocks.
     """
-    return _in_fresh_process(estimated, config, spec, n_classes)
-
-
-def measured_memory(config: Config, spec: PreprocessSpec, n_classes: int) -> int | None:
-    """Bytes that two real training steps add to a fresh process at most; None where the system stopped them for want of memory.
-
-    On a GPU what PyTorch allocated there, on a CPU the growth of the resident set (Linux; elsewhere its largest value).
-    """
-    try:
-        return _in_fresh_process(_measure, config, spec, n_classes)
-    except (BrokenProcessPool, torch.OutOfMemoryError):
-        return None
-
-
-def _in_fresh_process(work: Callable[..., T], *arguments: object) -> T:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
-
-
-def estimated(config: Config, spec: PreprocessSpec, n_classes: int) -> dict[str, int]:
-    """``training_memory`` in this process."""
-    model = build_model(config.model, n_classes, image_size=spec.height)
     parameters = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     activations, gradients = _alive(model, spec, config)
@@ -94,6 +67,18 @@ def estimated(config: Config, spec: PreprocessSpec, n_classes: int) -> dict[str,
         "activations": activations,
         "scratch space": scratch,
     }
+
+
+def measured_memory(config: Config, spec: PreprocessSpec, n_classes: int) -> int | None:
+    """Bytes that two real training steps add to a fresh process at most; None where the system stopped them for want of memory.
+
+    On a GPU what PyTorch allocated there, on a CPU the growth of the resident set (Linux; elsewhere its largest value).
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_measure, config, spec, n_classes).result()
+        except (BrokenProcessPool, torch.OutOfMemoryError):
+            return None
 
 
 def free_memory(config: Config) -> int | None:

@@ -19,6 +19,7 @@ from torch import nn
 
 from vitdomains.core.errors import ConfigError, ExportError
 from vitdomains.core.process import physical_cores
+from vitdomains.core.signal_stack import kept_signal_stack
 
 Forward = Callable[[np.ndarray], np.ndarray]
 """Input [B, ...] -> output [B, K], float32; B is free."""
@@ -133,7 +134,8 @@ def _openvino_session(path: Path, threads: int, precision: str, streams: int) ->
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": streams,
     }
-    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    with kept_signal_stack():
+        compiled = ov.Core().compile_model(str(path), "CPU", settings)
     own = threading.local()  # a request serves one caller at a time
 
     def forward(images: np.ndarray) -> np.ndarray:

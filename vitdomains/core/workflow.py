@@ -135,7 +135,8 @@ def rehearse(domain: Domain, config: Config) -> tuple[Manifest, dict[str, int]]:
     spec = preprocess_spec(config, domain)
     for caution in lint(config, n_images=len(subset(manifest, "train")), pretrained_size=None, domain=domain.name):
         logger.warning("recipe: %s", caution)
-    return manifest, training_memory(config, spec, len(manifest.classes))
+    model = build_model(config.model, len(manifest.classes), image_size=spec.height)
+    return manifest, training_memory(model, spec, config)
 
 
 def assess(

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from vitdomains.core.export.onnx import save
 from vitdomains.core.export.quiet import quiet
 from vitdomains.core.runtimes import Forward, nncf_module, openvino_module
+from vitdomains.core.signal_stack import kept_signal_stack
 
 Calibration = Literal["percentile", "entropy"]
 QUANTISED = ("MatMul", "Gemm", "Conv")
@@ -107,6 +108,7 @@ def quantize_static(
     return _save_with_notes(onnx.load(path), source, path)
 
 
+@kept_signal_stack()
 def quantize_openvino(
     source: Path,
     path: Path,
