@@ -2,13 +2,14 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help install system demo test lint format bench clean distclean
+.PHONY: help install system demo demo-apps test lint format bench clean distclean
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN ?= runs/demo
+ARGS ?=
 # Benchmarks that make their own data; the others name what they need in their first lines.
 BENCHMARKS := read_films train_throughput train_step memory_estimate explain_cost predict_throughput edge_table vit_vs_cnn \
   review_store zeroshot_throughput zeroshot_soak
@@ -16,7 +17,7 @@ BENCHMARKS := read_films train_throughput train_step memory_estimate explain_cos
 SYSTEM_PACKAGES := chromium gdal-bin postgresql
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## make .venv with the tested versions of all packages (minutes the first time, then nothing)
 
@@ -45,6 +46,9 @@ system:
 demo: install ## train, calibrate, evaluate and explain on films drawn here; results in runs/demo
 	@echo "==> demo: everything goes to $(RUN), the bundle to $(RUN)/bundle"
 	@$(BIN)/python -m vitdomains.cxr train --run.dir $(RUN) --run.overwrite true
+
+demo-apps: install ## start the three review apps with data made here (ARGS="--only cxr"); Ctrl-C stops them
+	@$(BIN)/python -m apps.demo $(ARGS)
 
 test: install system lint ## lint, then all tests
 	@echo "==> tests"
