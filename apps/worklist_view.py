@@ -172,9 +172,12 @@ def next_unread(session: Session, after: str = "") -> str:
     items = table["item"].tolist()
     at = items.index(after) + 1 if after in items else 0
     wanted = mine or (frozenset(items) if session.role == "reader" else _open(session, items))
-    waiting = table["item"].isin(wanted - read) & (table["error"] == "")
-    open_ = set(table.loc[waiting, "item"]) - {after}
-    return next((i for i in items[at:] + items[:at] if i in open_), "")
+    readable = (table["error"] == "").tolist()
+    # One by one from here: the next is nearly always the first that is looked at, however long the list.
+    for n in (*range(at, len(items)), *range(at)):
+        if readable[n] and items[n] in wanted and items[n] not in read and items[n] != after:
+            return str(items[n])
+    return ""
 
 
 def _open(session: Session, items: list[str]) -> frozenset[str]:
