@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from string import ascii_lowercase, digits
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BertConfig,
     BertTokenizer,
@@ -18,15 +19,12 @@ from transformers import (
 from vitdomains.zeroshot.towers import Parts
 
 
-def word_tokenizer(texts: Sequence[str], size: int = 200) -> BertTokenizer:
-    """BERT's WordPiece with at most so many pieces, trained on these texts."""
-    pieces = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    pieces.normalizer = normalizers.BertNormalizer()
-    pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    trainer = trainers.WordPieceTrainer(vocab_size=size, special_tokens=special, show_progress=False)
-    pieces.train_from_iterator(texts, trainer)
-    return BertTokenizer(vocab=pieces.get_vocab())
+def word_tokenizer(texts: Sequence[str]) -> BertTokenizer:
+    """BERT's WordPiece with the words of these texts whole, and letters for all others; the same in every process."""
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    letters = sorted({*ascii_lowercase, *digits, *"".join(words)})
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters), *words]
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(pieces))})
 
 
 def small_towers(texts: Sequence[str], side: int = 64, seed: int = 0) -> Parts:
