@@ -33,7 +33,7 @@ from vitdomains.satellite.stack import read_scene
 logger = logging.getLogger(__name__)
 
 DOMAINS = ("satellite", "zeroshot")
-CACHE_MB = "64"
+CACHE_MB = "32"
 MATTERS = ("baseline", "tta", "min_valid", "min_probability", "precision", "runtime")
 """Options on which labels depend: a stopped job goes on with the same ones only."""
 
