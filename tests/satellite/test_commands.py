@@ -114,6 +114,18 @@ def test_explain_draws_bands_of_any_scale(base: Path, tmp_path: Path) -> None:
     assert picture.std() > 20, "the bands are stretched for the eye"
 
 
+def test_explain_writes_the_map_where_its_tile_lies(base: Path, tmp_path: Path) -> None:
+    tile = next((base / "tiles" / "tiles").iterdir())
+    bundle = base / "run" / "bundle"
+    assert run("explain", bundle, tile, "--finding", "all", "--out", tmp_path / "heat.tif") == 0
+    with rasterio.open(tile) as source, rasterio.open(tmp_path / "heat.tif") as heat:
+        assert (heat.transform, heat.crs, heat.shape) == (source.transform, source.crs, source.shape)
+        assert heat.descriptions == read_bundle(bundle).classes and np.nanmax(heat.read()) == pytest.approx(1, abs=0.05)
+    assert run("explain", bundle, tile, "--out", tmp_path / "figure.pdf") == 0
+    assert (tmp_path / "figure.pdf").read_bytes().startswith(b"%PDF")
+    assert run("explain", bundle, tile, "--out", tmp_path / "heat.jpg") == 2
+
+
 @pytest.mark.parametrize("by", ["entropy", "both"])
 def test_queue_of_files(base: Path, tmp_path: Path, by: str) -> None:
     manifest = read_manifest(base / "tiles" / "manifest.csv")

@@ -14,7 +14,6 @@ from pathlib import Path
 from rich.table import Table
 
 from vitdomains.core import terminal, workflow
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.audit_command import command as audit_command
 from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
 from vitdomains.core.config import Config
@@ -23,7 +22,7 @@ from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.evaluate import headline, summary
 from vitdomains.core.explain import METHODS
-from vitdomains.core.explain.show import explain_file, faithfulness_text, picture, png
+from vitdomains.core.explain.show import WRITTEN, explain_file, faithfulness_text, write_explained
 from vitdomains.core.export.command import export
 from vitdomains.core.manifest import folder_manifest
 from vitdomains.core.memory import free_memory, measured_memory
@@ -167,21 +166,20 @@ def explain(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--finding", action="append", default=[],
                         help="class to explain, may be repeated; all: every class; default: what the model calls")  # fmt: skip
     parser.add_argument("--method", default="relevance", choices=sorted(METHODS), help="(default: %(default)s)")
-    parser.add_argument("--out", default="overlay.png", help="picture to write, .png (default: %(default)s)")
+    parser.add_argument("--out", default="overlay.png", help="file to write: .png; .pdf or .svg, a figure for print; .tif, the "
+                        "maps on the grid of a georeferenced image (default: %(default)s)")  # fmt: skip
     words = _parse(parser, argv, "BUNDLE FILE [--finding NAME] [--method rollout] [--out overlay.png]")
-    if Path(words.out).suffix != ".png":
-        raise ConfigError(f"--out {words.out} is no .png.", hint="Choose a name that ends in .png.")
+    if Path(words.out).suffix not in WRITTEN:
+        raise ConfigError(f"--out {words.out} ends in none of {', '.join(WRITTEN)}.", hint="Choose another name.")
     bundle = _own_bundle(domain, words.bundle)
     predictor = Predictor(bundle, domain_reader(domain, bundle.preprocess))
     findings = bundle.classes if words.finding == ["all"] else words.finding
     explained = explain_file(predictor, words.input, words.method, findings)
-    write_atomically(
-        Path(words.out), lambda part: part.write_bytes(png(picture(explained, bundle.classes, words.method)))
-    )
+    write_explained(explained, bundle.classes, words.method, words.input, words.out)
     for heatmap, finding in zip(explained.maps, explained.findings, strict=True):
         score = explained.scores[bundle.classes.index(finding)]
         console.print(f"{finding}: probability {score:.3f}; {faithfulness_text(heatmap)}")
-    console.print(f"picture: {words.out}")
+    console.print(f"written: {words.out}")
     if domain.notice:
         console.print(domain.notice)
     return 0

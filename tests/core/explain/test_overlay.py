@@ -9,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import rasterio
+from affine import Affine
 
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import files, overlay
@@ -115,23 +117,25 @@ def test_publication_figure(tmp_path: Path, suffix: str) -> None:
     assert path.read_bytes()[:4] in (b"\x89PNG", b"%PDF", b"<?xm")
 
 
-def test_geotiff_lies_on_the_tiles_grid(tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio")
-    transform = (10.0, 0.0, 500_000.0, 0.0, -10.0, 5_600_000.0)
-    heat = np.random.default_rng(0).random((20, 30)).astype(np.float32)
-    heat[0, 0] = np.nan
-    path = files.to_geotiff(heat, transform, "EPSG:32633", tmp_path / "heat.tif")
+def test_geotiff_lies_on_the_grid_of_its_tile(tmp_path: Path) -> None:
+    place = {"crs": "EPSG:32633", "transform": Affine(10, 0, 500_000, 0, -10, 5_600_000)}
+    tile = tmp_path / "tile.tif"
+    with rasterio.open(tile, "w", "GTiff", 30, 20, 1, dtype="uint8", **place) as raster:
+        raster.write(np.ones((1, 20, 30), np.uint8))
+    heats = list(np.random.default_rng(0).random((2, 20, 30)).astype(np.float32))
+    heats[0][0, 0] = np.nan
+    path = files.to_geotiff(heats, ["water", "forest"], tile, tmp_path / "heat.tif")
     with rasterio.open(path) as raster:
-        assert tuple(raster.transform)[:6] == transform and raster.crs.to_epsg() == 32633
-        np.testing.assert_array_equal(raster.read(1), heat)
-        assert np.isnan(raster.nodata) and raster.shape == (20, 30)
-    assert [p.name for p in tmp_path.iterdir()] == ["heat.tif"]
-
-
-def test_geotiff_without_rasterio_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rasterio", None)
-    with pytest.raises(ExplainError, match="pip install rasterio"):
-        files.to_geotiff(np.zeros((2, 2), np.float32), (1, 0, 0, 0, -1, 0), "EPSG:4326", tmp_path / "x.tif")
+        assert raster.transform == place["transform"] and raster.crs.to_epsg() == 32633
+        np.testing.assert_array_equal(raster.read(), np.stack(heats))
+        assert np.isnan(raster.nodata) and raster.descriptions == ("water", "forest")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["heat.tif", "tile.tif"]
+    with pytest.raises(ExplainError, match="no grid of"):
+        files.to_geotiff([heats[0][:5]], ["water"], tile, tmp_path / "other.tif")
+    plain = files.write_png(np.zeros((20, 30, 3), np.uint8), tmp_path / "plain.png")
+    with pytest.raises(ExplainError, match="place on the ground"):
+        files.to_geotiff(heats[:1], ["water"], plain, tmp_path / "other.tif")
+    assert not (tmp_path / "other.tif").exists()
 
 
 def test_impossible_wishes() -> None:

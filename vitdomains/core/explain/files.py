@@ -1,10 +1,8 @@
-"""Beside overlay: pictures and maps as files. matplotlib and rasterio are imported only where they are asked for."""
+"""Beside overlay: pictures and maps as files. matplotlib is imported only where it is asked for."""
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import rasterio
 
 from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain.overlay import Floats, Picture, Style, as_rgb
+from vitdomains.core.geo.raster import describe_raster
 
 _PRINTED = Style(contour=None)
 
@@ -65,43 +65,40 @@ def publication_figure(
 
         figure.colorbar(ScalarMappable(cmap=style.colour_map), ax=list(axes.flat), shrink=0.6, label="relevance")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    write_atomically(path, lambda part: figure.savefig(part, dpi=dpi, format=path.suffix[1:]))
     return path
 
 
-def to_geotiff(heat: Floats, transform: Any, crs: Any, path: str | Path) -> Path:
-    """The map as a float32 GeoTIFF on the tile's own grid.
+def to_geotiff(heats: Sequence[Floats], names: Sequence[str], source: str | Path, path: str | Path) -> Path:
+    """Maps as bands of a float32 GeoTIFF on the grid and in the CRS of the raster that they explain; NaN is no data.
 
     Args:
-        heat: [H,W] on the tile (``to_original``); NaN is no data.
-        transform: The tile's affine transform (six numbers, as rasterio's ``Affine``).
-        crs: The tile's coordinate reference system, anything that rasterio takes, e.g. ``EPSG:32633``.
+        heats: One map [H,W] a band, on the tile (``to_original``).
+        names: Description of each band.
+        source: The tile.
         path: Output file.
 
     Raises:
-        ExplainError: rasterio is not installed.
+        ImageError: ``source`` is no raster.
+        ExplainError: ``source`` has no place on the ground, or another size than the maps.
     """
-    try:
-        rasterio = importlib.import_module("rasterio")
-    except ImportError as error:
+    info = describe_raster(source)
+    if info.crs is None or (info.height, info.width) != heats[0].shape:
         raise ExplainError(
-            "A GeoTIFF needs rasterio, which is not installed.", hint="Run: pip install rasterio"
-        ) from error
+            f"{source} gives no grid of {heats[0].shape} pixels with a place on the ground.",
+            hint="A GeoTIFF of a heat map needs a georeferenced image in one file; write a .png instead.",
+        )
+    profile = {
+        "driver": "GTiff", "width": info.width, "height": info.height, "count": len(heats), "dtype": "float32",
+        "crs": info.crs, "transform": info.transform, "nodata": math.nan, "compress": "deflate",
+    }  # fmt: skip
+
+    def fill(part: Path) -> None:
+        with rasterio.open(part, "w", **profile) as target:
+            for band, (heat, name) in enumerate(zip(heats, names, strict=True), start=1):
+                target.write(heat.astype(np.float32), band)
+                target.set_band_description(band, name)
+
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    profile = {"driver": "GTiff", "width": heat.shape[1], "height": heat.shape[0], "count": 1, "dtype": "float32"}
-    with rasterio.open(
-        part,
-        "w",
-        **profile,
-        crs=crs,
-        transform=rasterio.Affine(*tuple(transform)[:6]),
-        nodata=float("nan"),
-        compress="deflate",
-    ) as target:
-        target.write(heat.astype(np.float32), 1)
-        target.set_band_description(1, "relevance")
-    os.replace(part, path)
+    write_atomically(path, fill)
     return path

@@ -16,11 +16,14 @@ import torch
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain.assess import heatmaps
+from vitdomains.core.explain.files import publication_figure, to_geotiff, write_png
 from vitdomains.core.explain.inspection import attention_blocks
 from vitdomains.core.explain.maps import CLASS_AGNOSTIC, Heatmap
 from vitdomains.core.explain.overlay import composite, overlay, panel, to_original
 from vitdomains.core.predict import Predictor
 from vitdomains.core.preprocess import geometry, normalise, prepare
+
+WRITTEN = (".png", ".pdf", ".svg", ".tif")
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,32 @@ def picture(explained: Explained, classes: Sequence[str], method: str) -> npt.ND
         name, probability = explained.findings[0], probabilities[0]
         return overlay(explained.image, explained.heats[0], finding=name, probability=probability, method=method)
     return panel(explained.image, explained.heats, explained.findings, probabilities, method=method)
+
+
+def write_explained(
+    explained: Explained, classes: Sequence[str], method: str, source: str | Path, path: str | Path
+) -> None:
+    """What ``explain`` was asked for, by suffix: .png a picture, .pdf or .svg a figure for print, .tif the maps themselves.
+
+    Args:
+        explained: From ``explain_file``.
+        classes: Of the bundle.
+        method: By which the maps were made; part of the picture.
+        source: The file that was explained; a .tif takes its grid.
+        path: Output file, with a suffix of ``WRITTEN``.
+
+    Raises:
+        ExplainError: A .tif of a file without a place on the ground.
+    """
+    path = Path(path)
+    if path.suffix == ".png":
+        write_png(picture(explained, classes, method), path)
+    elif path.suffix in (".pdf", ".svg"):
+        values = [explained.scores[list(classes).index(name)] for name in explained.findings]
+        titles = [f"{name}, {value:.2f}" for name, value in zip(explained.findings, values, strict=True)]
+        publication_figure(explained.image, explained.heats, titles, path)
+    else:
+        to_geotiff(explained.heats, explained.findings, source, path)
 
 
 def png(rgb: npt.NDArray[np.uint8]) -> bytes:
