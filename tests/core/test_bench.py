@@ -165,16 +165,25 @@ def test_the_model_is_measured_as_it_is_deployed() -> None:
     assert weight_bytes(model, "bf16") == pytest.approx(weight_bytes(model, "fp32") / 2, rel=0.01)
 
 
+def gives_the_logits_of_the_model(case: Case, work: Path) -> None:
+    with torch.no_grad():
+        expected = module(SUBJECT)(torch.from_numpy(textures(SUBJECT, case.batch)))
+    logits = forward_call(case, work)()
+    assert isinstance(logits, torch.Tensor)
+    tolerance = {"fp32": 1e-4, "fp16": 0.05, "bf16": 0.1}[case.precision] * expected.abs().max().item()
+    torch.testing.assert_close(logits.float().cpu(), expected, atol=tolerance, rtol=0)
+
+
 @pytest.mark.parametrize("runtime", ["torch", "torch+channels_last", "torch+jit"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_way_of_torch_runs(runtime: str, precision: str, tmp_path: Path) -> None:
-    forward_call(Case(SUBJECT, runtime, precision, 2, 1), tmp_path)()
+    gives_the_logits_of_the_model(Case(SUBJECT, runtime, precision, 2, 1), tmp_path)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("runtime", ["torch", "torch+channels_last", "torch+cudagraph", "torch+compile+cudagraph"])
 def test_every_way_of_the_gpu_runs(runtime: str, tmp_path: Path) -> None:
-    forward_call(Case(SUBJECT, runtime, "fp16", 2, 1, "cuda"), tmp_path)()
+    gives_the_logits_of_the_model(Case(SUBJECT, runtime, "fp16", 2, 1, "cuda"), tmp_path)
 
 
 def test_the_result_has_what_was_asked_for(result: dict[str, Any], folder: Path, bundle: Bundle) -> None:

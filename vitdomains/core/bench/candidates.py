@@ -86,7 +86,8 @@ def forward_call(case: Case, work: Path) -> Call:
         work: Folder with the artefacts of the subject.
 
     Returns:
-        A call that makes one forward pass. On a GPU input and weights lie there already, and it returns when the pass is done.
+        A call that makes one forward pass and gives its logits [B, K]. On a GPU input and weights lie there already, and it
+        returns when the pass is done.
     """
     images = textures(case.subject, case.batch)
     if case.artefact:
@@ -114,13 +115,14 @@ def _torch_call(case: Case, images: Tensor) -> Call:
     elif "cudagraph" in options:
         return _captured(model, batch)
 
-    def call() -> None:
+    def call() -> object:
         if torch.get_num_threads() != case.threads:  # one setting for all of a process
             torch.set_num_threads(case.threads)
         with torch.no_grad():
-            model(batch)
+            logits = model(batch)
         if device.type == "cuda":
             torch.cuda.synchronize()
+        return logits
 
     return call
 
@@ -148,10 +150,11 @@ def _captured(model: nn.Module, batch: Tensor) -> Call:
             model(batch)
     torch.cuda.current_stream().wait_stream(stream)
     with torch.no_grad(), torch.cuda.graph(graph):
-        model(batch)
+        logits = model(batch)
 
-    def call() -> None:
+    def call() -> object:
         graph.replay()
         torch.cuda.synchronize()
+        return logits
 
     return call
