@@ -8,7 +8,8 @@ import streamlit as st
 
 from apps.components import label
 from apps.drafts import decision_of, options_of
-from apps.review_session import Session, go
+from apps.resources import go, say
+from apps.review_session import Session
 from apps.worklist_view import next_item, next_unread
 from vitdomains.core.errors import VitDomainsError
 
@@ -16,30 +17,12 @@ KEYS = ("agree", "disagree", "unsure")
 """The three answers in the order of their buttons: before the model is shown they read present, absent, unsure."""
 
 
-def answer_key(item: str, finding: str, revealed: bool) -> str:
-    """Key of the widget that holds the answer to a finding."""
-    return f"answer:{item[:16]}:{finding}:{int(revealed)}"
-
-
-def answered(session: Session, item: str, finding: str) -> None:
-    """A finding was answered (or its answer taken back) by its own widget."""
-    row = session.film(item) or {}
-    draft = session.draft(item, row)
-    word = st.session_state.get(answer_key(item, finding, session.revealed(item)))
-    if word:
-        draft.answers[finding] = word
-    else:
-        draft.answers.pop(finding, None)
-    draft.changed = True
-
-
 def answer_now(session: Session, item: str, finding: str, which: int) -> None:
     """The finding in focus is answered by a key or a button; the focus moves on to the next one without an answer."""
     row = session.film(item) or {}
     draft = session.draft(item, row)
     calls = session.facts.calls(session.probabilities(row))
-    draft.answers[finding] = options_of(calls.get(finding, ""), session.revealed(item))[which]
-    draft.changed = True
+    draft.put(finding, options_of(calls.get(finding, ""), session.revealed(item))[which])
     order = finding_order(session, row)
     rest = [*order[order.index(finding) + 1 :], *order[: order.index(finding)]]
     go(heat=next((name for name in rest if name not in draft.answers), finding))
@@ -50,8 +33,8 @@ def agree_with_rest(session: Session, item: str) -> None:
     row = session.film(item) or {}
     draft = session.draft(item, row)
     for finding in session.facts.calls(session.probabilities(row)):
-        draft.answers.setdefault(finding, "agree")
-    draft.changed = True
+        if finding not in draft.answers:
+            draft.put(finding, "agree")
 
 
 def finding_order(session: Session, row: dict[str, Any]) -> list[str]:
@@ -87,7 +70,7 @@ def step(session: Session, item: str, by: int) -> None:
     if following:
         go(item=following, heat="")
     else:
-        st.toast("That was the last film in sight." if by > 0 else "That was the first film in sight.")
+        say("That was the last film in sight." if by > 0 else "That was the first film in sight.")
 
 
 def take_marks(session: Session, row: dict[str, Any]) -> None:
@@ -95,10 +78,8 @@ def take_marks(session: Session, row: dict[str, Any]) -> None:
     act = (st.session_state.get("viewer") or {}).get("act") or {}
     if act.get("kind") != "regions" or act.get("item") != row["item"]:
         return
-    draft = session.draft(str(row["item"]), row)
     sent = [r for r in act.get("regions", []) if isinstance(r, dict)][:200]
-    if sent != draft.regions:
-        draft.regions, draft.changed = sent, True
+    session.draft(str(row["item"]), row).mark(sent)
 
 
 def save(session: Session, item: str) -> bool:
@@ -124,7 +105,7 @@ def save(session: Session, item: str) -> bool:
     if not shown:
         # From here on the page speaks of the model's calls: the answers are put into those words.
         session.drafts.pop((session.reviewer.name, session.role, item), None)
-    st.toast(f"Saved as decision {number}: {', '.join(map(label, made.answers))}.")
+    say(f"Saved as decision {number}: {', '.join(map(label, made.answers))}.")
     return True
 
 
@@ -140,10 +121,10 @@ def finish(session: Session, item: str) -> None:
         if not save(session, item) or hidden:
             return
     elif hidden:
-        st.toast("Judge one finding at least; the model is shown after that.")
+        say("Judge one finding at least; the model is shown after that.")
         return
     elif not draft.answers:
-        st.toast("Nothing was judged: nothing saved.")
+        say("Nothing was judged: nothing saved.")
     following = next_unread(session, item)
     if following:
         go(item=following, heat="")

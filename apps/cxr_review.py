@@ -12,10 +12,12 @@ sys.path.insert(
 )  # streamlit puts this folder on the path, not the one above
 
 from apps.access import identify
-from apps.components import icon, notice, show_problem, soft, style
+from apps.components import LUNGS, hold, icon, notice, show_problem, soft, style
 from apps.options import Options, parse_options
 from apps.reading_page import reading_page
-from apps.review_session import NOTICE, Session, drafts, go, open_ledger, open_store, open_worklist
+from apps.resources import drafts, go, open_ledger, open_store, settle
+from apps.review_session import NOTICE, Session, open_worklist
+from apps.reviewing import about, log_out, other_page, role_switch
 from apps.team_page import team_page
 from apps.worklist_page import worklist_page
 from vitdomains.core.errors import VitDomainsError
@@ -23,7 +25,8 @@ from vitdomains.core.errors import VitDomainsError
 
 def main() -> None:
     """One run of the page."""
-    st.set_page_config("Chest film review", page_icon=icon(), layout="wide", initial_sidebar_state="collapsed")
+    st.set_page_config(Session.title, page_icon=icon(LUNGS), layout="wide", initial_sidebar_state="collapsed")
+    settle()
     style()
     notice(NOTICE)
     try:
@@ -54,7 +57,7 @@ def open_session(options: Options) -> Session:
         VitDomainsError: The bundle or the store cannot be opened, or nobody knows who is at the other end.
     """
     store = open_store(options.store)
-    reviewer = identify(store, options.identity)
+    reviewer = identify(store, options.identity, Session.title)
     worklist = open_worklist(options.bundle, options.studies, options.cache, options.threads)
     ledger = open_ledger(options.store)
     ledger.refresh()
@@ -64,28 +67,18 @@ def open_session(options: Options) -> Session:
 def _sidebar(session: Session) -> None:
     """Who reviews with what, and the few switches."""
     with st.sidebar:
-        st.markdown("**Chest film review**")
-        soft(f"Reviewer: {session.reviewer.name} ({', '.join(sorted(session.reviewer.roles)) or 'no role'})")
-        soft(f"Model: {session.facts.model}, bundle {session.facts.id}")
-        team = st.query_params.get("show") == "team"
-        if team:
-            st.button("Films", on_click=go, kwargs={"show": ""}, width="stretch", key="show-films")
-        else:
-            st.button("Team, agreement, export", on_click=go, kwargs={"show": "team"}, width="stretch", key="show-team")
-        if "adjudicator" in session.reviewer.roles:
-            st.session_state["adjudicate"] = session.role == "adjudicator"
-            st.toggle("Decide as adjudicator", key="adjudicate", help="You see what the readers said, and have the last word",
-                      on_change=lambda: go(role="adjudicator" if st.session_state["adjudicate"] else ""))  # fmt: skip
+        about(session, [f"Model: {session.facts.model}, bundle {session.facts.id}"])
+        other_page("team", "Team, agreement, export", "Films")
+        role_switch(session)
         if session.options.blinded:
             soft("Blinded: the model is shown once you have decided.")
         elif session.role == "reader":
-            st.session_state["blind"] = session.blinded
+            hold("blind", session.blinded)
             st.toggle("Blinded: decide first, then see the model", key="blind",
                       on_change=lambda: go(blinded="1" if st.session_state["blind"] else ""))  # fmt: skip
         if session.options.phi:
             st.toggle("Show patients' data", key="phi", value=False)
-        if not session.reviewer.local and not session.options.identity.user_header:
-            st.button("Log out", on_click=st.logout, key="logout")
+        log_out(session)
 
 
 main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,11 +22,12 @@ Word = str
 
 @dataclass
 class Draft:
-    """The one object of this app that changes: answers by finding, note, marks, and the time spent so far."""
+    """The one object of the apps that changes: answers by subject (a finding, a class), note, marks, the time spent so far."""
 
     answers: dict[str, Word] = field(default_factory=dict)
     note: str = ""
     regions: list[dict[str, Any]] = field(default_factory=list)
+    puts: Counter[str] = field(default_factory=Counter)
     changed: bool = False
     seconds: float = 0.0
     touched: float = field(default_factory=time.monotonic)
@@ -37,6 +39,35 @@ class Draft:
         if now - self.touched < IDLE_SECONDS:
             self.seconds += now - self.touched
         self.touched = now
+
+    def put(self, subject: str, word: Word) -> None:
+        """A subject was answered by a key or a button."""
+        self.answers[subject], self.changed = word, True
+        self.puts[subject] += 1
+
+    def widget(self, subject: str) -> str:
+        """Key of the widget that answers a subject: a new one where the answer was put from elsewhere.
+
+        What the browser sends holds all widgets as they stood when it was sent, which can be before it heard of the answer.
+        """
+        return f"answer:{self.token}:{subject}:{self.puts[subject]}"
+
+    # The viewer and a note report once more what they were given when they are drawn: what stands already is no change.
+
+    def answer(self, subject: str, word: Word | None) -> None:
+        """A subject was answered by its widget; None: its answer was taken back."""
+        if word is not None:
+            self.answers[subject], self.changed = word, True
+        elif self.answers.pop(subject, None) is not None:
+            self.changed = True
+
+    def write(self, note: str) -> None:
+        """The note was written."""
+        self.note, self.changed = note, self.changed or note != self.note
+
+    def mark(self, regions: list[dict[str, Any]]) -> None:
+        """Marks were set or removed; these are all of them."""
+        self.regions, self.changed = regions, self.changed or regions != self.regions
 
     def saved(self) -> None:
         """What follows is another act."""

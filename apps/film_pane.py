@@ -8,8 +8,9 @@ import numpy as np
 import streamlit as st
 
 from apps.actions import focus_of_new, take_marks
-from apps.components import empty, label, plain, problems, soft
-from apps.review_session import Session, go
+from apps.components import empty, hold, label, plain, problems, soft
+from apps.resources import go, settle
+from apps.review_session import Session
 from apps.viewer import Picture, as_base64, film_viewer
 from apps.worklist_view import next_unread
 from vitdomains.core.errors import VitDomainsError
@@ -47,6 +48,7 @@ def priors(session: Session, row: dict[str, Any]) -> list[dict[str, Any]]:
 @st.fragment
 def film_pane(session: Session, row: dict[str, Any], finding: str) -> None:
     """The viewer with its controls; drawn again alone while a heat map is on its way."""
+    settle()
     item, revealed = str(row["item"]), session.revealed(str(row["item"]))
     earlier = priors(session, row)
     prior, method = _choices(session, item, earlier, revealed, finding)
@@ -94,7 +96,7 @@ def _choices(
     if revealed:
         known = session.engine.methods()
         named = st.query_params.get("method", known[0])
-        st.session_state["method"] = named if named in known else known[0]
+        hold("method", named if named in known else known[0])
         method = right.selectbox(
             "Heat map by",
             known,

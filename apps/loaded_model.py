@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from apps.facts import BundleFacts
-from vitdomains.core.errors import BundleError, VitDomainsError
+from apps.loading import Loading
+from vitdomains.core.errors import BundleError
 
 if TYPE_CHECKING:
     from vitdomains.core.predict import Predictor
-
-logger = logging.getLogger(__name__)
 
 
 class LoadedModel:
@@ -31,32 +28,24 @@ class LoadedModel:
         self.lock = threading.Lock()  # capture hooks sit on the model itself: one user at a time
         self._make_reader = make_reader
         self._threads = threads
-        self._loaded: Future[Predictor] = Future()
-        self._started = threading.Lock()
+        self._loading = Loading("The model", self._load)
 
     def start(self) -> None:
         """Load the model in the background, once."""
-        if self._started.acquire(blocking=False):
-            threading.Thread(target=self._load, name="load-model", daemon=True).start()
+        self._loading.start()
 
-    def _load(self) -> None:
-        try:
-            from vitdomains.core.predict import Predictor
+    def _load(self) -> Predictor:
+        from vitdomains.core.predict import Predictor
 
-            predictor = Predictor(self.facts.path, self._make_reader(), threads=self._threads)
-            if predictor.bundle.id != self.facts.id:
-                raise BundleError(
-                    f"{self.facts.path} was replaced while it was being read.", hint="Start the app again."
-                )
-            self._loaded.set_result(predictor)
-        except (VitDomainsError, OSError, RuntimeError, ImportError) as error:
-            logger.exception("the model could not be loaded")
-            self._loaded.set_exception(error)
+        predictor = Predictor(self.facts.path, self._make_reader(), threads=self._threads)
+        if predictor.bundle.id != self.facts.id:
+            raise BundleError(f"{self.facts.path} was replaced while it was being read.", hint="Start the app again.")
+        return predictor
 
     @property
     def ready(self) -> bool:
         """Whether the model is loaded."""
-        return self._loaded.done() and self._loaded.exception() is None
+        return self._loading.done and not self._loading.problem
 
     @property
     def predictor(self) -> Predictor:
@@ -65,11 +54,7 @@ class LoadedModel:
         Raises:
             VitDomainsError: It could not be loaded.
         """
-        self.start()
-        try:
-            return self._loaded.result()
-        except (OSError, RuntimeError, ImportError) as error:
-            raise BundleError(f"The model could not be loaded: {error}", hint="The server's log says more.") from error
+        return self._loading.result()
 
     def methods(self) -> list[str]:
         """Heat map methods that fit the model, the usual one first."""

@@ -11,7 +11,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps import tile_actions
-from apps.components import empty, label, show_problem, soft
+from apps.components import empty, hold, label, show_problem, soft
 from apps.map_pane import look_choices, map_pane
 from apps.resources import go
 from apps.satellite_session import TileSession
@@ -76,13 +76,13 @@ def _filters(session: TileSession) -> TileFilters:
     names = {"": "any class"} | {c: label(c) for c in session.tiles.classes}
 
     def pick(place: Any, title: str, name: str, options: dict[str, str], current: str) -> None:
-        st.session_state[f"filter:{name}"] = current
+        hold(f"filter:{name}", current)
         place.selectbox(
             title, list(options), format_func=options.__getitem__, key=f"filter:{name}", on_change=_take, args=(name,)
         )
 
     def slide(place: Any, title: str, name: str, current: Any, help_: str) -> None:
-        st.session_state[f"filter:{name}"] = current
+        hold(f"filter:{name}", current)
         place.slider(title, 0.0, 1.0, step=0.01, key=f"filter:{name}", on_change=_take, args=(name,), help=help_)
 
     pick(row[0], "Status", "status", statuses, now.status)
@@ -91,7 +91,7 @@ def _filters(session: TileSession) -> TileFilters:
     slide(row[3], "Margin up to", "margin", now.margin, "Lead of the most probable class over the second")
     slide(row[4], "Entropy from", "entropy", now.entropy, "As a share of the highest possible: 1 is knowing nothing")
     pick(row[5], "Order", "sort", sorts, now.sort)
-    st.session_state["filter:search"] = now.search
+    hold("filter:search", now.search)
     row[6].text_input("Tile", key="filter:search", placeholder="part of its id", on_change=_take, args=("search",))
     row[7].button("Clear", key="clear", on_click=_clear, width="stretch", help="Take all filters and the area back")
     return now
@@ -125,7 +125,7 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
         f":small[**{len(rows):,}** of {len(session.tiles):,} tiles in sight{area}, **{read.sum():,}** reviewed by you]"
     )
     colouring = st.query_params.get("colour", "class")
-    st.session_state["colour"] = colouring if colouring in COLOURINGS else "class"
+    hold("colour", colouring if colouring in COLOURINGS else "class")
     row[2].selectbox("Colour by", list(COLOURINGS), format_func=COLOURINGS.__getitem__, key="colour",
                      on_change=lambda: go(colour=st.session_state["colour"]))  # fmt: skip
     look_choices(session, row[3:5])

@@ -8,11 +8,11 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.components import problems
+from apps.components import hold, problems
 from apps.engine import Memo
 from apps.film_pane import colour_maps
 from apps.map_viewer import map_viewer, picture, serve, tile_bytes, tiles_for_viewer
-from apps.resources import go
+from apps.resources import go, settle
 from apps.satellite_session import TileSession
 from apps.scene_image import STRETCHES, Look, Shown, look_of
 from apps.tile_view import TileFilters, paint
@@ -39,7 +39,8 @@ def look_choices(session: TileSession, places: Any) -> None:
     scene = session.ground.scene
     key, look = look_of(scene, st.query_params)
     titles = {k: title for k, (title, _) in scene.presets().items()} | {"own": "any three bands"}
-    st.session_state["bands"], st.session_state["stretch"] = key, look.stretch
+    hold("bands", key)
+    hold("stretch", look.stretch)
     places[0].selectbox(
         "Bands", list(titles), format_func=titles.__getitem__, key="bands", on_change=_choose_bands, args=(session,),
         help="For the eye alone: the model sees its own bands, and never a stretch.",
@@ -48,7 +49,7 @@ def look_choices(session: TileSession, places: Any) -> None:
         names = scene.band_names
         with places[0].popover("Red, green, blue", width="stretch"):
             for i, colour in enumerate(("red", "green", "blue")):
-                st.session_state[f"band-{i}"] = look.bands[i]
+                hold(f"band-{i}", look.bands[i])
                 st.selectbox(f"Shown as {colour}", list(names), format_func=names.__getitem__, key=f"band-{i}",
                              on_change=_own_bands)  # fmt: skip
     places[1].selectbox("Stretch", list(STRETCHES), format_func=STRETCHES.__getitem__, key="stretch",
@@ -92,6 +93,7 @@ def map_pane(
     """
     if st.session_state.pop("leave", False):
         st.rerun()
+    settle()
     with problems():
         _, look = look_of(session.ground.scene, st.query_params)
         row = session.row(item) if item else None

@@ -10,11 +10,12 @@ from typing import Any
 import streamlit as st
 
 from apps import actions
-from apps.components import label, plain, problems, show_problem, soft
+from apps.components import hold, label, plain, problems, show_problem, soft
 from apps.drafts import Draft, options_of
 from apps.film_pane import film_pane, no_film
 from apps.report_buttons import report_buttons
-from apps.review_session import Session, go
+from apps.resources import go
+from apps.review_session import Session
 from apps.worklist_view import Filters, in_sight
 
 PANEL_HEIGHT = 330
@@ -97,24 +98,23 @@ def _answers(session: Session, row: dict[str, Any], draft: Draft, finding: str) 
             text, choice = st.columns([0.82, 1], vertical_alignment="center")
             with text:
                 st.html(_line(session, name, probabilities[name] if revealed else math.nan, now=name == finding))
-            key = actions.answer_key(item, name, revealed)
-            st.session_state[key] = draft.answers.get(name)
+            key = draft.widget(name)
             choice.segmented_control(
                 label(name),
                 options_of(calls.get(name, ""), revealed),
                 format_func=WORDS.__getitem__,
+                default=draft.answers.get(name),
                 key=key,
                 label_visibility="collapsed",
-                on_change=actions.answered,
-                args=(session, item, name),
+                on_change=lambda name=name, key=key: draft.answer(name, st.session_state[key]),
             )
     _focus_buttons(session, item, finding, options_of(calls.get(finding, ""), revealed))
     if revealed:
         _details(session, finding, probabilities[finding])
         _others(session, item, finding)
-    st.session_state[f"note:{item[:16]}"] = draft.note
+    hold(f"note:{item[:16]}", draft.note)
     st.text_area("Note", key=f"note:{item[:16]}", height=68, max_chars=10_000, label_visibility="collapsed", placeholder="Note",
-                 on_change=_noted, args=(draft, f"note:{item[:16]}"))  # fmt: skip
+                 on_change=lambda: draft.write(st.session_state[f"note:{item[:16]}"]))  # fmt: skip
     rest, save = st.columns([1, 1.3])
     if revealed:
         rest.button("Agree to rest", key="rest", shortcut="Shift+A", width="stretch", on_click=actions.agree_with_rest,
@@ -177,10 +177,6 @@ def _others(session: Session, item: str, finding: str) -> None:
     for reader in session.ledger.standing(item).readers:
         said = session.ledger.values(item, reader, "reader") or {}
         st.caption(plain(f"{reader}: {label(finding)} {said.get(finding, 'not judged')}"))
-
-
-def _noted(draft: Draft, key: str) -> None:
-    draft.note, draft.changed = st.session_state[key], True
 
 
 def _history(session: Session, item: str) -> None:

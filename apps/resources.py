@@ -27,10 +27,37 @@ def drafts(url: str) -> dict[tuple[str, str, str], Draft]:
     return {}
 
 
-def go(**params: str) -> None:
-    """Change the address of the page: what stands in it survives a reload and can be passed on. Empty values are taken out."""
-    for key, value in params.items():
-        if value:
-            st.query_params[key] = value
-        elif key in st.query_params:
-            del st.query_params[key]
+def go(**params: str | list[str]) -> None:
+    """Change the address of the page: what stands in it survives a reload and can be passed on. Empty values are taken out.
+
+    The change comes with the next ``settle``. Streamlit ends a callback at its first word to the browser when the reader has
+    done something else meanwhile, so callbacks (and what they call) say nothing themselves.
+    """
+    st.session_state.setdefault("going", {}).update(params)
+
+
+def say(text: str) -> None:
+    """A message that comes with the next ``settle`` and passes by."""
+    st.session_state.setdefault("saying", []).append(text)
+
+
+def settle() -> None:
+    """Do what callbacks asked for by ``go`` and ``say``: call it first in a page and first in a fragment."""
+    # Kept until it is done: this can be cut short like everything that speaks to the browser, and the next run does it then.
+    going, saying = st.session_state.get("going"), st.session_state.get("saying")
+    if going:
+        wanted = {key: value for key, value in ({**_address(), **going}).items() if value}
+        if wanted != _address():
+            st.query_params.from_dict(wanted)
+        del st.session_state["going"]
+    while saying:
+        st.toast(saying[0])
+        del saying[0]
+
+
+def _address() -> dict[str, str | list[str]]:
+    return {
+        key: values if len(values) > 1 else values[0]
+        for key in st.query_params
+        if (values := st.query_params.get_all(key))
+    }

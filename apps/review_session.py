@@ -5,24 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import streamlit as st
 
-from apps.access import Reviewer, identify, require
 from apps.drafts import Draft, words_of
 from apps.engine import Engine
 from apps.facts import BundleFacts, read_facts
-from apps.ledger import Ledger
 from apps.options import Options
-from apps.resources import drafts, go, open_ledger, open_store
+from apps.reviewing import Reviewing
 from apps.worklist import Worklist
-from vitdomains.core.review import ReviewStore, Role
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 DOMAIN = "cxr"
-
-__all__ = ["NOTICE", "Session", "drafts", "go", "open_ledger", "open_store", "open_worklist"]
 
 
 @st.cache_resource(show_spinner=False)
@@ -36,13 +31,12 @@ def open_worklist(bundle: Path, studies: Path, cache: Path, threads: int) -> Wor
 
 
 @dataclass(frozen=True)
-class Session:
+class Session(Reviewing):
     """Everything that a page needs."""
 
+    title: ClassVar = "Chest film review"
+
     options: Options
-    reviewer: Reviewer
-    store: ReviewStore
-    ledger: Ledger
     worklist: Worklist
     drafts: dict[tuple[str, str, str], Draft]
 
@@ -57,12 +51,6 @@ class Session:
         return self.worklist.engine.facts
 
     @property
-    def role(self) -> Role:
-        """As what the reviewer decides: adjudicator where that was chosen and is held."""
-        wanted = st.query_params.get("role") == "adjudicator"
-        return "adjudicator" if wanted and "adjudicator" in self.reviewer.roles else "reader"
-
-    @property
     def shows_patients(self) -> bool:
         """Whether patients' data is on the screen: allowed at the start, and switched on by the reader."""
         return self.options.phi and bool(st.session_state.get("phi"))
@@ -75,14 +63,6 @@ class Session:
     def revealed(self, item: str) -> bool:
         """Whether the model's result may be shown: not blinded, or decided already."""
         return not self.blinded or item in self.ledger.read_by(self.reviewer.name, self.role)
-
-    def require(self, role: Role) -> None:
-        """Refuse what the reviewer's roles do not allow now: a page may have been drawn before a role was taken back.
-
-        Raises:
-            ConfigError: The reviewer does not hold the role.
-        """
-        require(identify(self.store, self.options.identity), role)
 
     def film(self, item: str) -> dict[str, Any] | None:
         """The worklist's row of an item, or of an uploaded film; None where there is none."""

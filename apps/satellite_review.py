@@ -12,9 +12,10 @@ sys.path.insert(
 )  # streamlit puts this folder on the path, not the one above
 
 from apps.access import identify
-from apps.components import icon, notice, show_problem, soft, style
+from apps.components import TILES, icon, notice, show_problem, style
 from apps.map_page import map_page
-from apps.resources import drafts, go, open_ledger, open_store
+from apps.resources import drafts, open_ledger, open_store, settle
+from apps.reviewing import about, log_out, other_page, role_switch
 from apps.satellite_options import TileOptions, parse_tile_options
 from apps.satellite_session import NOTICE, TITLE, TileSession, open_ground
 from apps.satellite_team_page import tiles_team_page
@@ -24,7 +25,8 @@ from vitdomains.core.errors import VitDomainsError
 
 def main() -> None:
     """One run of the page."""
-    st.set_page_config(TITLE, page_icon=icon(), layout="wide", initial_sidebar_state="collapsed")
+    st.set_page_config(TITLE, page_icon=icon(TILES), layout="wide", initial_sidebar_state="collapsed")
+    settle()
     style()
     notice(NOTICE)
     try:
@@ -65,20 +67,11 @@ def open_session(options: TileOptions) -> TileSession:
 def _sidebar(session: TileSession) -> None:
     """Who reviews with what, and the few switches."""
     with st.sidebar:
-        st.markdown(f"**{TITLE}**")
-        soft(f"Reviewer: {session.reviewer.name} ({', '.join(sorted(session.reviewer.roles)) or 'no role'})")
-        soft(f"Model: {session.facts.model}, bundle {session.facts.id}")
-        soft(f"Scene: {Path(session.ground.scene.path).name}, {len(session.tiles):,} tiles")
-        if st.query_params.get("show") == "team":
-            st.button("Map", on_click=go, kwargs={"show": ""}, width="stretch", key="show-map")
-        else:
-            st.button("Team, agreement, export", on_click=go, kwargs={"show": "team"}, width="stretch", key="show-team")
-        if "adjudicator" in session.reviewer.roles:
-            st.session_state["adjudicate"] = session.role == "adjudicator"
-            st.toggle("Decide as adjudicator", key="adjudicate", help="You see what the readers said, and have the last word",
-                      on_change=lambda: go(role="adjudicator" if st.session_state["adjudicate"] else ""))  # fmt: skip
-        if not session.reviewer.local and not session.options.identity.user_header:
-            st.button("Log out", on_click=st.logout, key="logout")
+        scene = f"Scene: {Path(session.ground.scene.path).name}, {len(session.tiles):,} tiles"
+        about(session, [f"Model: {session.facts.model}, bundle {session.facts.id}", scene])
+        other_page("team", "Team, agreement, export", "Map")
+        role_switch(session)
+        log_out(session)
 
 
 main()

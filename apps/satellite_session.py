@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import streamlit as st
 
-from apps.access import Reviewer, identify, require
 from apps.drafts import VERDICTS, Draft, words_of
 from apps.facts import BundleFacts, read_facts
-from apps.ledger import Ledger
+from apps.reviewing import Reviewing
 from apps.satellite_options import TileOptions
 from apps.scene_image import SceneImage
 from apps.tile_engine import TileEngine, scene_path
 from apps.tile_list import TileList, read_tiles
-from vitdomains.core.review import ReviewStore, Role
 from vitdomains.core.review_agreement import readings
 from vitdomains.core.review_export import SUBJECT
 
@@ -67,13 +65,12 @@ def _said(url: str, reviewer: str, role: str) -> Said:
 
 
 @dataclass(frozen=True)
-class TileSession:
+class TileSession(Reviewing):
     """Everything that a page needs."""
 
+    title: ClassVar = TITLE
+
     options: TileOptions
-    reviewer: Reviewer
-    store: ReviewStore
-    ledger: Ledger
     ground: Ground
     drafts: dict[tuple[str, str, str], Draft]
 
@@ -91,16 +88,6 @@ class TileSession:
     def single(self) -> bool:
         """Whether a tile has one class, so that there is one subject to answer; else each class is one."""
         return self.tiles.kind == "singlelabel"
-
-    @property
-    def role(self) -> Role:
-        """As what the reviewer decides: adjudicator where that was chosen and is held."""
-        wanted = st.query_params.get("role") == "adjudicator"
-        return "adjudicator" if wanted and "adjudicator" in self.reviewer.roles else "reader"
-
-    def require(self, role: Role) -> None:
-        """Refuse what the reviewer's roles do not allow now: a page may have been drawn before a role was taken back."""
-        require(identify(self.store, self.options.identity, TITLE), role)
 
     def row(self, item: str) -> int | None:
         """Where a tile stands in the table; None where there is none."""

@@ -10,7 +10,8 @@ import pandas as pd
 import streamlit as st
 
 from apps.components import empty, plain, problems, soft
-from apps.review_session import Session, go
+from apps.resources import go
+from apps.review_session import Session
 from apps.team_parts import agreement_part, check_part, roles_part
 from apps.worklist_view import Filters, in_sight
 from vitdomains.core.review import Assignment, deal

@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import pandas as pd
 import streamlit as st
 
-from apps.access import Reviewer
 from apps.components import empty, label, problems, soft
-from apps.ledger import Ledger
-from vitdomains.core.review import ReviewStore, Role
+from apps.reviewing import Reviewing
+from vitdomains.core.review import Role
 from vitdomains.core.review_agreement import agreement, disagreements, readings
 
 ROLES: tuple[Role, ...] = ("reader", "adjudicator", "admin")
 
 
-class Team(Protocol):
-    """What a page's session has to offer here."""
-
-    @property
-    def reviewer(self) -> Reviewer:
-        """Who is at the other end."""
-
-    @property
-    def store(self) -> ReviewStore:
-        """The decisions."""
-
-    @property
-    def ledger(self) -> Ledger:
-        """The view of the store."""
-
-    def require(self, role: Role) -> None:
-        """Refuse what the reviewer's roles do not allow now."""
-
-
-def agreement_part(session: Team, subject: str, things: str, *, blinded_choice: bool = True) -> None:
+def agreement_part(session: Reviewing, subject: str, things: str, *, blinded_choice: bool = True) -> None:
     """How far readers agree.
 
     Args:
@@ -76,7 +54,7 @@ def agreement_part(session: Team, subject: str, things: str, *, blinded_choice: 
     )
 
 
-def roles_part(session: Team) -> None:
+def roles_part(session: Reviewing) -> None:
     """Who may do what, and the form that changes it."""
     st.subheader("Roles", anchor=False)
     with st.form("grant"):
@@ -94,7 +72,7 @@ def roles_part(session: Team) -> None:
         st.dataframe(pd.DataFrame(rows, columns=["Reviewer", "Roles"]), hide_index=True)
 
 
-def check_part(session: Team) -> None:
+def check_part(session: Reviewing) -> None:
     """The store, and the button that walks its chain."""
     st.subheader("Store", anchor=False)
     soft(

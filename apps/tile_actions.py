@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apps.components import label
 from apps.drafts import decision_of, options_of
-from apps.resources import go
+from apps.resources import go, say
 from apps.satellite_session import TileSession
 from apps.tile_view import next_tile, next_unread
 from vitdomains.core.errors import VitDomainsError
@@ -56,23 +56,11 @@ def answer_now(session: TileSession, item: str, which: int) -> None:
     """The subject in focus is answered by a key or a button; of several, the next one without an answer gets the focus."""
     row = session.tiles.position[item]
     draft, subject = session.draft(item, row), subject_in_focus(session, row)
-    draft.answers[subject] = options_of(session.calls(row).get(subject, ""), revealed=True)[which]
-    draft.changed = True
+    draft.put(subject, options_of(session.calls(row).get(subject, ""), revealed=True)[which])
     if not session.single:
         order = class_order(session, row)
         at = order.index(subject)
         go(heat=next((c for c in [*order[at + 1 :], *order[:at]] if c not in draft.answers), subject))
-
-
-def answered(session: TileSession, item: str, subject: str, key: str) -> None:
-    """A class of a multi-label tile was answered, or its answer taken back, by its own widget."""
-    draft = session.draft(item, session.tiles.position[item])
-    word = st.session_state[key]
-    if word:
-        draft.answers[subject] = word
-    else:
-        draft.answers.pop(subject, None)
-    draft.changed = True
 
 
 def choose_class(session: TileSession, item: str, name: str) -> None:
@@ -81,9 +69,7 @@ def choose_class(session: TileSession, item: str, name: str) -> None:
     if not session.single:
         go(heat=name)
         return
-    draft = session.draft(item, row)
-    draft.answers[SUBJECT] = "agree" if session.calls(row).get(SUBJECT) == name else name
-    draft.changed = True
+    session.draft(item, row).put(SUBJECT, "agree" if session.calls(row).get(SUBJECT) == name else name)
 
 
 def choose_other(session: TileSession, item: str, key: str) -> None:
@@ -98,7 +84,7 @@ def step(session: TileSession, item: str, by: int) -> None:
     if following:
         go(item=following, heat="")
     else:
-        st.toast("That was the last tile in sight." if by > 0 else "That was the first tile in sight.")
+        say("That was the last tile in sight." if by > 0 else "That was the first tile in sight.")
 
 
 def save(session: TileSession, item: str) -> bool:
@@ -120,7 +106,7 @@ def save(session: TileSession, item: str) -> bool:
     draft.saved()
     session.ledger.refresh()
     said = session.said()[item]
-    st.toast(f"Saved as decision {number}: {label(said[SUBJECT]) if session.single else f'{len(said)} classes'}.")
+    say(f"Saved as decision {number}: {label(said[SUBJECT]) if session.single else f'{len(said)} classes'}.")
     return True
 
 
@@ -134,7 +120,7 @@ def finish(session: TileSession, item: str) -> None:
         if not save(session, item):
             return
     elif not draft.answers:
-        st.toast("Nothing was judged: nothing saved.")
+        say("Nothing was judged: nothing saved.")
     following = next_unread(session, item)
     go(item=following, heat="")
     if not following:
@@ -146,10 +132,8 @@ def agree_and_next(session: TileSession, item: str) -> None:
     row = session.tiles.position[item]
     draft = session.draft(item, row)
     for subject in session.calls(row):
-        draft.answers.setdefault(subject, "agree")
-    if session.single and session.calls(row):
-        draft.answers[SUBJECT] = "agree"
-    draft.changed = True
+        if session.single or subject not in draft.answers:
+            draft.put(subject, "agree")
     finish(session, item)
 
 
@@ -174,7 +158,7 @@ def accept_all(session: TileSession, rows: NDArray[np.int64]) -> None:
         st.session_state["problem"] = error
         return
     _refresh(session, [decision.item for decision in made])
-    st.toast(f"Agreed with the model on {len(made):,} tiles. Undo takes them all back.")
+    say(f"Agreed with the model on {len(made):,} tiles. Undo takes them all back.")
 
 
 def undo(session: TileSession) -> None:
@@ -184,7 +168,7 @@ def undo(session: TileSession) -> None:
     mine = table[(table["reviewer"] == session.reviewer.name) & (table["role"] == session.role)]
     standing = _standing(mine)
     if not len(standing):
-        st.toast("There is nothing of yours to take back.")
+        say("There is nothing of yours to take back.")
         return
     token = str(standing["token"].iloc[-1])
     together = token[: token.rindex("-") + 1] if token.startswith(_BULK) else token
@@ -199,7 +183,7 @@ def undo(session: TileSession) -> None:
     _refresh(session, items)
     if len(items) == 1 and session.row(items[0]) is not None:
         go(item=items[0], heat="")
-    st.toast(f"Taken back: {len(items):,} {'decision' if len(items) == 1 else 'decisions'}.")
+    say(f"Taken back: {len(items):,} {'decision' if len(items) == 1 else 'decisions'}.")
 
 
 def _standing(mine: pd.DataFrame) -> pd.DataFrame:

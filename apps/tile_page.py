@@ -10,7 +10,7 @@ import numpy as np
 import streamlit as st
 
 from apps import tile_actions
-from apps.components import label, plain, problems, show_problem, soft
+from apps.components import hold, label, plain, problems, show_problem, soft
 from apps.drafts import Draft, options_of
 from apps.film_pane import METHOD_NAMES
 from apps.map_page import no_tile
@@ -76,7 +76,7 @@ def _choices(session: TileSession, name: str) -> str:
     with problems():
         known = session.ground.engine.methods()
         named = st.query_params.get("method", known[0])
-        st.session_state["method"] = named if named in known else known[0]
+        hold("method", named if named in known else known[0])
         return str(
             places[2].selectbox(
                 f"Heat map of {label(name)} by", known, format_func=METHOD_NAMES.__getitem__, key="method",
@@ -95,9 +95,9 @@ def _answers(session: TileSession, item: str, row: int, draft: Draft, name: str)
         else:
             _findings(session, item, row, draft, name)
     _focus_buttons(session, item, row, draft)
-    st.session_state[f"note:{item[:16]}"] = draft.note
+    hold(f"note:{item[:16]}", draft.note)
     st.text_area("Note", key=f"note:{item[:16]}", height=68, max_chars=10_000, label_visibility="collapsed", placeholder="Note",
-                 on_change=_noted, args=(draft, f"note:{item[:16]}"))  # fmt: skip
+                 on_change=lambda: draft.write(st.session_state[f"note:{item[:16]}"]))  # fmt: skip
     take_back, agree, go_on = st.columns([0.7, 1.3, 1.3])
     take_back.button("Undo", key="undo", shortcut="Z", width="stretch", on_click=tile_actions.undo, args=(session,),
                      help="Take your last decision back: a new row, nothing is erased")  # fmt: skip
@@ -139,10 +139,11 @@ def _classes(session: TileSession, item: str, row: int, draft: Draft, name: str)
         bar.html(_bar(session, c, p[c], now=c == name, called=c == call))
     rest = order[tile_actions.KEYED :]
     if rest:
-        st.session_state[f"other:{item[:16]}"] = said if said in rest else None
-        st.selectbox("Another class", rest, index=None, key=f"other:{item[:16]}", label_visibility="collapsed",
-                     placeholder=f"Another of {len(session.tiles.classes)} classes", on_change=tile_actions.choose_other,
-                     format_func=lambda c: f"{label(c)}  {p[c]:.2f}", args=(session, item, f"other:{item[:16]}"))  # fmt: skip
+        key = draft.widget(SUBJECT)
+        st.selectbox("Another class", rest, index=rest.index(said) if said in rest else None, key=key,
+                     label_visibility="collapsed", placeholder=f"Another of {len(session.tiles.classes)} classes",
+                     format_func=lambda c: f"{label(c)}  {p[c]:.2f}", on_change=tile_actions.choose_other,
+                     args=(session, item, key))  # fmt: skip
 
 
 def _findings(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
@@ -152,11 +153,11 @@ def _findings(session: TileSession, item: str, row: int, draft: Draft, name: str
         text, choice = st.columns([0.8, 1], vertical_alignment="center")
         with text:
             st.html(_bar(session, c, p[c], now=c == name, called=calls.get(c) == "present", title=label(c)))
-        key = f"answer:{item[:16]}:{c}"
-        st.session_state[key] = draft.answers.get(c)
+        key = draft.widget(c)
         choice.segmented_control(
             label(c), options_of(calls.get(c, ""), revealed=True), format_func=WORDS.__getitem__, key=key,
-            label_visibility="collapsed", on_change=tile_actions.answered, args=(session, item, c, key),
+            default=draft.answers.get(c), label_visibility="collapsed",
+            on_change=lambda c=c, key=key: draft.answer(c, st.session_state[key]),
         )  # fmt: skip
 
 
@@ -199,10 +200,6 @@ def _others(session: TileSession, item: str) -> None:
     for reader in session.ledger.standing(item).readers:
         said = session.ledger.values(item, reader, "reader") or {}
         st.caption(plain(f"{reader}: " + ", ".join(f"{label(s)} {v}" if s != SUBJECT else v for s, v in said.items())))
-
-
-def _noted(draft: Draft, key: str) -> None:
-    draft.note, draft.changed = st.session_state[key], True
 
 
 def _history(session: TileSession, item: str) -> None:

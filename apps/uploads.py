@@ -9,7 +9,8 @@ from pathlib import Path
 import streamlit as st
 
 from apps.components import problems, soft
-from apps.review_session import Session, go
+from apps.resources import go
+from apps.review_session import Session
 from apps.worklist import header_facts, identity
 from vitdomains.core.errors import ImageError
 

@@ -8,8 +8,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from apps.components import empty, label, plain, soft
-from apps.review_session import Session, go
+from apps.components import empty, hold, label, plain, soft
+from apps.resources import go
+from apps.review_session import Session
 from apps.uploads import upload_film
 from apps.worklist_view import (
     CALLS,
@@ -96,7 +97,7 @@ def _filters(session: Session) -> Filters:
     row = st.columns([2, 2, 1.2, 1.6, 2.2, 2, 1.4, 1], vertical_alignment="bottom")
 
     def pick(place: Any, title: str, name: str, options: dict[str, str], current: str) -> None:
-        st.session_state[f"filter:{name}"] = current
+        hold(f"filter:{name}", current)
         place.selectbox(
             title, list(options), format_func=options.__getitem__, key=f"filter:{name}", on_change=_take, args=(name,)
         )
@@ -106,14 +107,14 @@ def _filters(session: Session) -> Filters:
         findings = {"": "any finding"} | {c: label(c) for c in session.facts.classes}
         pick(row[1], "Finding", "finding", findings, now.finding)
         pick(row[2], "Call", "call", CALLS, now.call)
-        st.session_state["filter:p"] = (now.low, max(now.low, now.high))
+        hold("filter:p", (now.low, max(now.low, now.high)))
         row[3].slider("Probability", 0.0, 1.0, step=0.01, key="filter:p", on_change=_take, args=("p",))
     choices = group_choices(session)
-    st.session_state["filter:group"] = [g for g in now.groups if g in choices]
+    hold("filter:group", [g for g in now.groups if g in choices])
     row[4].multiselect("Sub-groups", choices, key="filter:group", format_func=label, placeholder="all", on_change=_take,
                        args=("group",))  # fmt: skip
     pick(row[5], "Order", "sort", sorts, now.sort)
-    st.session_state["filter:search"] = now.search
+    hold("filter:search", now.search)
     row[6].text_input("Film", key="filter:search", placeholder="its code", on_change=_take, args=("search",))
     row[7].button("Clear", key="clear", on_click=_clear, width="stretch", help="Take all filters back")
     return now
@@ -125,7 +126,7 @@ def _take(name: str) -> None:
     if name == "p":
         go(low="" if value[0] == 0.0 else str(value[0]), high="" if value[1] == 1.0 else str(value[1]))
     elif name == "group":
-        st.query_params["group"] = value
+        go(group=value)
     else:
         text = str(value).strip()
         go(**{name: "" if text == getattr(Filters(), name) else text})  # defaults need no place in the address
@@ -133,9 +134,7 @@ def _take(name: str) -> None:
 
 
 def _clear() -> None:
-    for name in ("status", "finding", "call", "low", "high", "group", "sort", "search", "page"):
-        if name in st.query_params:
-            del st.query_params[name]
+    go(**dict.fromkeys(("status", "finding", "call", "low", "high", "group", "sort", "search", "page"), ""))
 
 
 def _table(session: Session, found: pd.DataFrame, place: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a reviewer does: decide, go on, accept many at once, change classes and thresholds. All are callbacks."""
+"""What a reviewer does: decide, go on, accept many at once, change classes and thresholds. Callbacks, but ``accept_many``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from apps.components import label
 from apps.drafts import Draft
-from apps.resources import go
+from apps.resources import go, say
 from apps.zeroshot_prompts import keep, parse
 from apps.zeroshot_session import Session
 from apps.zeroshot_sight import PAGE, Sight, following, in_sight, undecided
@@ -21,8 +21,29 @@ AT_ONCE = 500
 """Decisions that are written together: a bulk accept shows how far it is."""
 
 
+def chosen(item: str) -> str:
+    """The tile that was clicked in the sheet and not taken up yet; else ``item``.
+
+    A key that follows a click at once comes with it, and its callback runs before the sheet's: it is meant for what was clicked,
+    and the click must not lead back there afterwards.
+    """
+    act = (st.session_state.get("sheet") or {}).get("act") or {}
+    if not isinstance(act.get("item"), str) or act.get("at") == st.session_state.get("sheet-taken"):
+        return item
+    st.session_state["sheet-taken"] = act.get("at")
+    return str(act["item"])
+
+
+def choose() -> None:
+    """Open the tile that was clicked."""
+    item = chosen("")
+    if item:
+        go(item=item)
+
+
 def decide(session: Session, item: str, answer: Answer) -> None:
     """Write one decision and go on to the next tile that waits."""
+    item = chosen(item)
     view = session.view
     sight = Sight.from_address(view)
     numbers = in_sight(session, view, sight)
@@ -38,12 +59,13 @@ def decide(session: Session, item: str, answer: Answer) -> None:
         return
     session.drafts.pop((session.reviewer.name, session.role, item), None)
     session.ledger.refresh()
-    st.toast(f"Saved as decision {seq}: {label(answer.label or f'{answer.verdict}, {view.call(number)}')}.")
+    say(f"Saved as decision {seq}: {label(answer.label or f'{answer.verdict}, {view.call(number)}')}.")
     onward(session, view, numbers, item)
 
 
 def relabel(session: Session, item: str, name: str) -> None:
     """The reviewer's own word; the model's own is agreement."""
+    item = chosen(item)
     number = session.number(item)
     agrees = number >= 0 and session.view.call(number) == name
     decide(session, item, Answer("agree") if agrees else Answer("label", name))
@@ -55,13 +77,13 @@ def onward(session: Session, view: View, numbers: NDArray[np.int64], item: str) 
     if wanted:
         go(item=wanted)
     else:
-        st.toast("All tiles in sight are reviewed.")
+        say("All tiles in sight are reviewed.")
 
 
 def next_waiting(session: Session, item: str) -> None:
     """The first tile in sight that waits, behind the one that is open."""
     view = session.view
-    onward(session, view, in_sight(session, view, Sight.from_address(view)), item)
+    onward(session, view, in_sight(session, view, Sight.from_address(view)), chosen(item))
 
 
 def step(session: Session, item: str, by: int) -> None:
@@ -69,7 +91,7 @@ def step(session: Session, item: str, by: int) -> None:
     view = session.view
     numbers = in_sight(session, view, Sight.from_address(view))
     items = session.labels.items[session.labels.rows][numbers]
-    at = np.flatnonzero(items == item)
+    at = np.flatnonzero(items == chosen(item))
     if len(items):
         go(item=str(items[int(np.clip((at[0] if len(at) else 0) + by, 0, len(items) - 1))]))
 
@@ -80,7 +102,7 @@ def turn(session: Session, numbers: NDArray[np.int64], to: int) -> None:
 
 
 def accept_many(session: Session, view: View, numbers: NDArray[np.int64], note: str) -> int:
-    """Agree with the labels of tiles that this reviewer has not decided on, in portions; returns how many.
+    """Agree with the labels of tiles that this reviewer has not decided on, in portions; returns how many. Not for callbacks.
 
     Raises:
         VitDomainsError: The role is not held, or the store cannot be written.
@@ -89,26 +111,31 @@ def accept_many(session: Session, view: View, numbers: NDArray[np.int64], note: 
     waiting = undecided(session, view, numbers)
     bar = st.progress(0.0, text="accepting")
     for at in range(0, len(waiting), AT_ONCE):
-        part = waiting[at : at + AT_ONCE]
-        session.store.add(*(_decision(session, view, int(i), Answer("agree"), Draft(note=note)) for i in part))
-        bar.progress(
-            min(1.0, (at + len(part)) / len(waiting)), text=f"accepting: {at + len(part):,} of {len(waiting):,}"
-        )
+        _agree(session, view, waiting[at : at + AT_ONCE], note)
+        done = min(at + AT_ONCE, len(waiting))
+        bar.progress(done / len(waiting), text=f"accepting: {done:,} of {len(waiting):,}")
     bar.empty()
     session.ledger.refresh()
     return len(waiting)
+
+
+def _agree(session: Session, view: View, numbers: NDArray[np.int64], note: str) -> None:
+    session.store.add(*(_decision(session, view, int(i), Answer("agree"), Draft(note=note)) for i in numbers))
 
 
 def accept_page(session: Session, numbers: NDArray[np.int64]) -> None:
     """Agree with all on a page that has not been decided on, and go on."""
     view = session.view
     sight = in_sight(session, view, Sight.from_address(view))
+    waiting = undecided(session, view, numbers)
     try:
-        count = accept_many(session, view, numbers, "accepted with its contact sheet")
+        session.require(session.role)
+        _agree(session, view, waiting, "accepted with its contact sheet")
     except VitDomainsError as error:
         st.session_state["problem"] = error
         return
-    st.toast(f"Accepted: {count}.")
+    session.ledger.refresh()
+    say(f"Accepted: {len(waiting)}.")
     onward(session, view, sight, str(session.labels.items[session.labels.rows[numbers[-1]]]))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from html import escape
 
 import numpy as np
@@ -11,7 +9,7 @@ import streamlit as st
 
 from apps import zeroshot_actions as actions
 from apps.components import hold, plain, show_problem, soft
-from apps.resources import go
+from apps.resources import go, say
 from apps.zeroshot_prompts import MAX_CHARACTERS, as_text
 from apps.zeroshot_session import Session
 from apps.zeroshot_sight import Sight, undecided
@@ -81,20 +79,20 @@ def _bulk(session: Session, view: View, name: str) -> None:
                   help="All tiles of this class at its threshold that you have not decided on")  # fmt: skip
         return
     threshold = view.thresholds[view.prompts.names.index(name)]
+    note = f"accepted together: {name} from {threshold:.2f} on"
+    if st.session_state.get("bulk-agreed"):
+        # Not in a callback: where the reader does something else meanwhile, the next run goes on with the rest.
+        try:
+            say(f"Accepted: {actions.accept_many(session, view, waiting, note):,}.")
+        except VitDomainsError as error:
+            st.session_state["problem"] = error
+        del st.session_state["bulk"], st.session_state["bulk-agreed"]
+        st.rerun()
     soft(f"Accept {len(waiting):,} tiles as {name}, from {threshold:.2f} on, without looking at each?")
     yes, no = st.columns(2)
-    note = f"accepted together: {name} from {threshold:.2f} on"
-    yes.button("Accept them", key="bulk-yes", type="primary", width="stretch", on_click=_accept_all,
-               args=(session, partial(actions.accept_many, session, view, waiting, note)))  # fmt: skip
+    yes.button("Accept them", key="bulk-yes", type="primary", width="stretch",
+               on_click=lambda: st.session_state.__setitem__("bulk-agreed", True))  # fmt: skip
     no.button("Cancel", key="bulk-no", width="stretch", on_click=lambda: st.session_state.pop("bulk", None))
-
-
-def _accept_all(session: Session, accept: Callable[[], int]) -> None:
-    st.session_state.pop("bulk", None)
-    try:
-        st.toast(f"Accepted: {accept():,}.")
-    except VitDomainsError as error:
-        st.session_state["problem"] = error
 
 
 def _prompts(session: Session, view: View) -> None:

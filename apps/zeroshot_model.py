@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from concurrent.futures import Future
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from apps.loading import Loading
 from apps.zeroshot_labels import Labels
-from vitdomains.core.errors import ConfigError, VitDomainsError, WeightsError
+from vitdomains.core.errors import ConfigError
 from vitdomains.zeroshot.classify import Classifier
 from vitdomains.zeroshot.label import Options, text_classifier
 from vitdomains.zeroshot.prompts import PromptSet
 from vitdomains.zeroshot.search import text_query
 from vitdomains.zeroshot.towers import Towers, load_towers
-
-logger = logging.getLogger(__name__)
 
 
 class TextModel:
@@ -35,41 +32,35 @@ class TextModel:
         self.labels = labels
         self._source = source or labels.index.about.source
         self._threads = threads
-        self._loaded: Future[Towers] = Future()
-        self._started, self._turn, self._reading = threading.Lock(), threading.Lock(), threading.Lock()
+        self._loading = Loading("The text model", self._load)
+        self._turn, self._reading = threading.Lock(), threading.Lock()
         self._vectors: NDArray[np.float32] | None = None
 
     def start(self) -> None:
         """Load in the background, once."""
-        if self._started.acquire(blocking=False):
-            threading.Thread(target=self._load, name="load-towers", daemon=True).start()
+        self._loading.start()
 
-    def _load(self) -> None:
-        try:
-            if self._threads:
-                torch.set_num_threads(self._threads)
-            towers = load_towers(self._source)
-            wanted = self.labels.index.about.model_id
-            if towers.id != wanted:
-                raise ConfigError(
-                    f"{self._source} is model {towers.id}, the embeddings are of model {wanted}.",
-                    hint="Start the app with --model and the checkpoint that labelled the tiles.",
-                )
-            self._loaded.set_result(replace(towers, preprocess=self.labels.spec))
-        except (VitDomainsError, OSError, RuntimeError, ImportError) as error:
-            logger.warning("the text model could not be loaded: %s", error)
-            self._loaded.set_exception(error)
+    def _load(self) -> Towers:
+        if self._threads:
+            torch.set_num_threads(self._threads)
+        towers = load_towers(self._source)
+        wanted = self.labels.index.about.model_id
+        if towers.id != wanted:
+            raise ConfigError(
+                f"{self._source} is model {towers.id}, the embeddings are of model {wanted}.",
+                hint="Start the app with --model and the checkpoint that labelled the tiles.",
+            )
+        return replace(towers, preprocess=self.labels.spec)
 
     @property
     def loading(self) -> bool:
         """Whether it is not yet known if the model can be had."""
-        return not self._loaded.done()
+        return not self._loading.done
 
     @property
     def problem(self) -> str:
         """Why the model could not be loaded; empty while loading and afterwards if all went well."""
-        error = self._loaded.exception() if self._loaded.done() else None
-        return "" if error is None else str(error)
+        return self._loading.problem
 
     @property
     def towers(self) -> Towers:
@@ -78,11 +69,7 @@ class TextModel:
         Raises:
             VitDomainsError: It could not be loaded.
         """
-        self.start()
-        try:
-            return self._loaded.result()
-        except (OSError, RuntimeError, ImportError) as error:
-            raise WeightsError(f"The text model could not be loaded: {error}", hint="The log says more.") from error
+        return self._loading.result()
 
     @property
     def vectors(self) -> NDArray[np.float32]:

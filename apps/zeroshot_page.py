@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from apps import zeroshot_actions as actions
 from apps.components import empty, hold, label, plain, show_problem, soft
 from apps.contact_sheet import contact_sheet
-from apps.drafts import Draft
 from apps.resources import go
 from apps.zeroshot_classes import classes_panel
 from apps.zeroshot_labels import places
@@ -108,7 +107,7 @@ def _sheet(session: Session, view: View, sight: Sight, numbers: NDArray[np.int64
     page, pages = int(at[0]) // PAGE if len(at) else 0, math.ceil(len(numbers) / PAGE)
     part = numbers[page * PAGE : (page + 1) * PAGE]
     data = {"tiles": _thumbnails(session, view, sight, part), "current": item}
-    contact_sheet(key="sheet", data=data, on_act_change=_chosen)
+    contact_sheet(key="sheet", data=data, on_act_change=actions.choose)
     back, where, accept, forth = st.columns([1, 1.5, 1.5, 1], vertical_alignment="center")
     back.button("Back", key="page-back", shortcut="PageUp", width="stretch", disabled=page == 0,
                 on_click=actions.turn, args=(session, numbers, page - 1))  # fmt: skip
@@ -153,12 +152,6 @@ def _thumbnails(session: Session, view: View, sight: Sight, part: NDArray[np.int
     return tiles
 
 
-def _chosen() -> None:
-    act = st.session_state["sheet"].get("act") or {}
-    if isinstance(act.get("item"), str):
-        go(item=act["item"])
-
-
 def _tile(session: Session, view: View, item: str) -> None:
     """The tile in focus."""
     number = session.number(item)
@@ -183,11 +176,7 @@ def _tile(session: Session, view: View, item: str) -> None:
     key = f"note:{item[:16]}"
     hold(key, draft.note)
     st.text_input("Note", key=key, max_chars=2000, label_visibility="collapsed", placeholder="Note, kept with your answer",
-                  on_change=_noted, args=(draft, key))  # fmt: skip
-
-
-def _noted(draft: Draft, key: str) -> None:
-    draft.note = st.session_state[key]
+                  on_change=lambda: draft.write(st.session_state[key]))  # fmt: skip
 
 
 def _facts(view: View, number: int, place: dict[str, Any]) -> str:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
 import streamlit as st
-from PIL import Image
 
 sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
-from apps.components import notice, show_problem, style
+from apps.components import TILES, icon, notice, show_problem, style
 from apps.zeroshot_options import NOTICE, TITLE, parse_options
 from vitdomains.core.errors import VitDomainsError
 
 
 def main() -> None:
     """One run of the page."""
-    st.set_page_config(TITLE, page_icon=_icon(), layout="wide", initial_sidebar_state="collapsed")
+    st.set_page_config(TITLE, page_icon=icon(TILES), layout="wide", initial_sidebar_state="collapsed")
     style()
     notice(NOTICE)
     try:
@@ -30,13 +28,6 @@ def main() -> None:
         show(options)
     except VitDomainsError as error:
         show_problem(error)
-
-
-def _icon() -> Image.Image:
-    """Nine tiles, drawn here: Streamlit's named icons come from a server of others."""
-    colours = np.array([[(46, 110, 60), (120, 160, 80), (60, 110, 170)], [(190, 170, 110), (110, 110, 110), (46, 110, 60)],
-                        [(60, 110, 170), (190, 170, 110), (150, 80, 60)]], np.uint8)  # fmt: skip
-    return Image.fromarray(colours.repeat(10, axis=0).repeat(10, axis=1))
 
 
 main()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.access import Reviewer, identify, require
 from apps.drafts import Draft
-from apps.ledger import Ledger
+from apps.reviewing import Reviewing
 from apps.zeroshot_labels import Labels, read_labels
 from apps.zeroshot_model import TextModel
 from apps.zeroshot_options import TITLE, Options
@@ -19,7 +19,6 @@ from apps.zeroshot_prompts import kept
 from apps.zeroshot_tiles import Pictures
 from apps.zeroshot_views import View, make_view, similarity_to
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.review import ReviewStore, Role
 from vitdomains.zeroshot.prompts import PromptSet
 
 
@@ -63,32 +62,17 @@ def _similarity(_model: TextModel, text: str, like: int, *key: str) -> NDArray[n
 
 
 @dataclass(frozen=True)
-class Session:
+class Session(Reviewing):
     """Everything that a page needs. What the reviewer chose stands in the address."""
 
+    title: ClassVar = TITLE
+
     options: Options
-    reviewer: Reviewer
-    store: ReviewStore
-    ledger: Ledger
     changed: str
     labels: Labels
     model: TextModel
     pictures: Pictures
     drafts: dict[tuple[str, str, str], Draft]
-
-    @property
-    def role(self) -> Role:
-        """As what the reviewer decides: adjudicator where that was chosen and is held."""
-        wanted = st.query_params.get("role") == "adjudicator"
-        return "adjudicator" if wanted and "adjudicator" in self.reviewer.roles else "reader"
-
-    def require(self, role: Role) -> None:
-        """Refuse what the reviewer's roles do not allow now.
-
-        Raises:
-            ConfigError: The reviewer does not hold the role.
-        """
-        require(identify(self.store, self.options.identity, TITLE), role)
 
     @property
     def prompts(self) -> PromptSet:

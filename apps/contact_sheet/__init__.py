@@ -2,7 +2,7 @@
 
 Takes ``tiles`` (dictionaries with ``item``, ``url``, ``title``, ``caption``, ``state``: empty, ``done``, ``other`` or ``none``,
 and ``near``), ``current`` (an item) and ``empty`` (text). What is chosen comes back as one trigger, ``act``: a dictionary with
-``item``.
+``item`` and ``at``, the time in milliseconds.
 """
 
 from __future__ import annotations

@@ -7,9 +7,12 @@ class Sheet {
     this.root = root.querySelector("[data-sheet]");
     this.off = new AbortController();
     const { signal } = this.off;
-    this.root.addEventListener("click", (e) => { const tile = e.target.closest("button"); if (tile) this.act({ item: tile.dataset.item }); }, { signal });
+    this.root.addEventListener("click", (e) => { const tile = e.target.closest("button"); if (tile) this.choose(tile); }, { signal });
     this.root.addEventListener("keydown", (e) => this.key(e), { signal });
   }
+
+  // The time tells one choice from the next of the same tile.
+  choose(tile) { this.act({ item: tile.dataset.item, at: Date.now() }); }
 
   // Buttons are used again by place: a page of tiles is drawn without taking the focus away.
   update(data, act) {
@@ -54,7 +57,7 @@ class Sheet {
     e.preventDefault();
     e.stopPropagation();
     const next = tiles[at + step];
-    if (next) { next.focus(); this.act({ item: next.dataset.item }); }
+    if (next) { next.focus(); this.choose(next); }
   }
 }
 

@@ -7,11 +7,14 @@ import shutil
 import threading
 from concurrent.futures import CancelledError
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import streamlit as st
+from streamlit.testing.v1 import AppTest
 
 from apps.drafts import Draft, decision_of, options_of, words_of
 from apps.engine import Engine, Memo
@@ -221,6 +224,61 @@ def test_a_draft_becomes_a_decision() -> None:
     draft.regions = [{"kind": "box", "evil": 1}]
     with pytest.raises(ReviewError, match="malformed"):
         decision_of(draft, calls={"Mass": "present"}, blinded=True, **known)  # type: ignore[arg-type]
+
+
+def test_an_answer_by_key_replaces_the_widget_that_does_not_know_of_it() -> None:
+    draft = Draft()
+    before = draft.widget("Mass")
+    draft.put("Mass", "agree")
+    assert draft.changed and draft.answers == {"Mass": "agree"}
+    assert draft.widget("Mass") != before and draft.widget("Edema") != draft.widget("Mass")
+    by_widget = draft.widget("Mass")
+    draft.answer("Mass", "unsure")
+    assert draft.answers == {"Mass": "unsure"} and draft.widget("Mass") == by_widget
+    draft.answer("Mass", None)
+    assert draft.answers == {}
+    draft.saved()
+    assert not draft.changed and draft.widget("Mass") != by_widget
+    draft.answer("Edema", None)
+    draft.write("")
+    draft.mark([])
+    assert not draft.changed  # what stands already is no change
+    draft.write("a note")
+    assert draft.changed
+
+
+def _going() -> None:
+    import streamlit as st
+
+    from apps.resources import go, say, settle
+
+    def act() -> None:
+        go(item="2", heat="", group=["a", "b"])
+        say("moved")
+
+    settle()
+    st.text(f"item {st.query_params.get('item', 'none')}")
+    st.button("act", on_click=act)
+
+
+def test_what_a_callback_asks_for_is_done_though_the_run_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = iter([True])
+
+    def toast(text: str, _real: Any = st.toast) -> None:
+        if next(cut, False):
+            st.stop()  # as a rerun that another act of the reader asks for: here, in the middle of settle
+        _real(text)
+
+    monkeypatch.setattr(st, "toast", toast)
+    page = AppTest.from_function(_going)
+    page.query_params["heat"] = "Mass"
+    page.run().button[0].click().run()
+    assert not page.text and not page.toast
+    page.run()
+    assert [t.value for t in page.text] == ["item 2"] and [t.value for t in page.toast] == ["moved"]
+    assert page.query_params == {"item": "2", "group": ["a", "b"]}
+    page.run()
+    assert not page.toast
 
 
 def test_the_ledger_keeps_up_with_the_store(tmp_path: Path) -> None:

@@ -12,14 +12,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.browser.watched import SCREEN
 from tests.small_run import SmallRun, small_run
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, BrowserContext, Page
 
 # A container's root has no sandbox and little shared memory; nothing here needs a proxy or a graphics card.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server", "--disable-gpu"]
@@ -44,6 +45,21 @@ def browser() -> Iterator[Browser]:
         opened = driver.chromium.launch(executable_path=chromium, args=FLAGS)
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens a page in a context of its own (no cookies, no cache) with a colour scheme and further options of the context."""
+    contexts: list[BrowserContext] = []
+
+    def open_page(scheme: str = "light", **options: Any) -> Page:
+        made = browser.new_context(viewport=SCREEN, color_scheme=scheme, accept_downloads=True, **options)  # type: ignore[arg-type]
+        contexts.append(made)
+        return made.new_page()
+
+    yield open_page
+    for context in contexts:
+        context.close()
 
 
 @pytest.fixture(scope="session")

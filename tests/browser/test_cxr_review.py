@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,37 +14,22 @@ import pandas as pd
 import pytest
 
 from tests.browser.conftest import Serve
+from tests.browser.watched import Watched
 from tests.small_run import SmallRun
 from vitdomains.core.review import ReviewStore
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Locator, Page
 
 pytestmark = pytest.mark.timeout(600)
 
-SCREEN = {"width": 1366, "height": 768}
-PATIENCE = 45_000  # milliseconds; other work may share the machine
 
-
-class Watched:
-    """A page whose complaints are kept: nothing may stand in the console, and nothing may be asked of other servers."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page = page
-        self.problems: list[str] = []
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on(
-            "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else self.problems.append(r.url)
-        )
+class WatchedFilms(Watched):
+    """The chest film app."""
 
     def viewer(self, **has: str) -> Locator:
         """The viewer, once its data attributes are these."""
-        wanted = "".join(f'[data-{k}="{v}"]' if v else f"[data-{k}]" for k, v in has.items())
-        found = self.page.locator(f"[data-viewer]{wanted}")
-        found.wait_for(state="visible")
-        return found
+        return self.element("viewer", **has)
 
     def worklist(self, films: int) -> None:
         """Wait until all films are read and the page has settled."""
@@ -53,30 +38,15 @@ class Watched:
         self.page.get_by_role("button", name="Next to read").wait_for()
         self.settled()
 
-    def settled(self) -> None:
-        """Wait until the server has nothing more to draw."""
-        self.page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for()
-
-    def press(self, key: str) -> None:
-        """A key as a reader presses it: once the answer to the last one is on the screen."""
-        self.settled()
-        self.page.keyboard.press(key)
-
 
 @pytest.fixture
-def watched(browser: Browser) -> Iterator[Any]:
-    contexts = []
-
-    def open_page(address: str, path: str = "", scheme: str = "light", **options: Any) -> Watched:
-        context = browser.new_context(viewport=SCREEN, color_scheme=scheme, accept_downloads=True, **options)
-        contexts.append(context)
-        made = Watched(context.new_page(), address)
-        made.page.goto(address + path, wait_until="commit")
+def watched(new_page: Callable[..., Page]) -> Any:
+    def open_page(address: str, path: str = "", scheme: str = "light", **options: Any) -> WatchedFilms:
+        made = WatchedFilms(new_page(scheme, **options), address)
+        made.goto(path)
         return made
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_page
 
 
 def words(run: SmallRun, folder: Path, *more: str) -> list[str | Path]:
@@ -155,8 +125,8 @@ def test_a_whole_working_round(serve: Serve, watched: Any, run: SmallRun, tmp_pa
     note.press("Tab")
     seen.press("n")
     page.get_by_text("Saved as decision 1").wait_for()
+    page.wait_for_function("first => !location.href.includes(first)", arg=first)
     second = item_of(page)
-    assert second != first
     seen.viewer(film=second)
 
     with ReviewStore(f"sqlite:///{tmp_path / 'reviews.db'}") as store:

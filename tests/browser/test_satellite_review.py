@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,40 +12,22 @@ import pandas as pd
 import pytest
 
 from tests.browser.conftest import Serve
+from tests.browser.watched import Watched
 from tests.small_map import CLASSES, SmallMap, small_map
 from vitdomains.core.review import Answer, ReviewStore
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
+    from playwright.sync_api import Locator, Page
 
 pytestmark = pytest.mark.timeout(600)
 
-SCREEN = {"width": 1366, "height": 768}
-PATIENCE = 45_000  # milliseconds; other work may share the machine
 
-
-class WatchedMap:
-    """A page whose complaints are kept: nothing may stand in the console, and nothing may be asked of other servers."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page = page
-        self.problems: list[str] = []
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on(
-            "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else self.problems.append(r.url)
-        )
+class WatchedMap(Watched):
+    """The satellite app."""
 
     def map(self, **has: str) -> Locator:
         """The map, once its data attributes are these."""
-        wanted = "".join(f'[data-{k}="{v}"]' if v else f"[data-{k}]" for k, v in has.items())
-        found = self.page.locator(f"[data-map]{wanted}")
-        found.wait_for(state="visible")
-        return found
-
-    def settled(self) -> None:
-        self.page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for()
+        return self.element("map", **has)
 
     def choose(self, label: str, option: str) -> None:
         """Choose in one of Streamlit's boxes."""
@@ -60,19 +42,13 @@ class WatchedMap:
 
 
 @pytest.fixture
-def watched(browser: Browser) -> Iterator[Any]:
-    contexts = []
-
-    def open_page(address: str, path: str = "", scheme: str = "light") -> WatchedMap:
-        context = browser.new_context(viewport=SCREEN, color_scheme=scheme, accept_downloads=True)
-        contexts.append(context)
-        made = WatchedMap(context.new_page(), address)
-        made.page.goto(address + path, wait_until="commit")
+def watched(new_page: Callable[..., Page]) -> Any:
+    def open_page(address: str, path: str = "", scheme: str = "light", **options: Any) -> WatchedMap:
+        made = WatchedMap(new_page(scheme, **options), address)
+        made.goto(path)
         return made
 
-    yield open_page
-    for context in contexts:
-        context.close()
+    return open_page
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.browser.conftest import Serve
+from tests.browser.watched import Watched
 from tests.zeroshot import tiny
 from vitdomains import satellite
 from vitdomains.core.configuring import parse_config
@@ -23,12 +24,10 @@ from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import load_towers
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 pytestmark = pytest.mark.timeout(600)
 
-SCREEN = {"width": 1366, "height": 768}
-PATIENCE = 60_000  # milliseconds; other work may share the machine
 TILES = 80
 CLASSES = "forest, river or lake, residential buildings, parking lot"
 
@@ -45,22 +44,12 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "labels"
 
 
-class Watched:
-    """A page whose complaints are kept: nothing may stand in the console, and nothing may be asked of other servers."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page, self.address = page, address
-        self.problems: list[str] = []
-        page.set_default_timeout(PATIENCE)
-        page.on("console", lambda m: self.problems.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on(
-            "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else self.problems.append(r.url)
-        )
+class WatchedLabels(Watched):
+    """The zero-shot app."""
 
     def open(self, path: str = "") -> None:
         """Go there, and wait until the sheet and the text model are there."""
-        self.page.goto(f"{self.address}/{path}", wait_until="commit")
+        self.goto(f"/{path}")
         self.ready()
 
     def ready(self) -> None:
@@ -69,10 +58,6 @@ class Watched:
         self.page.locator("textarea:not([disabled])").first.wait_for()
         self.settled()
         self.page.locator("[data-sheet] img").evaluate_all("all => Promise.all(all.map(image => image.decode()))")
-
-    def settled(self) -> None:
-        """No run of the page is going on."""
-        self.page.locator('[data-testid="stApp"][data-test-script-state="notRunning"]').wait_for()
 
     def current(self, other_than: str = "") -> str:
         """The tile in focus, once it is another one."""
@@ -88,17 +73,8 @@ class Watched:
 
 
 @pytest.fixture
-def watched(browser: Browser) -> Iterator[Any]:
-    contexts = []
-
-    def open_page(address: str, scheme: str = "light") -> Watched:
-        context = browser.new_context(viewport=SCREEN, color_scheme=scheme, accept_downloads=True)
-        contexts.append(context)
-        return Watched(context.new_page(), address)
-
-    yield open_page
-    for context in contexts:
-        context.close()
+def watched(new_page: Callable[..., Page]) -> Any:
+    return lambda address, scheme="light": WatchedLabels(new_page(scheme), address)
 
 
 def words(labels: Path, folder: Path) -> list[str | Path]:
@@ -106,7 +82,7 @@ def words(labels: Path, folder: Path) -> list[str | Path]:
 
 
 def test_a_whole_working_round(serve: Serve, watched: Any, labels: Path, tmp_path: Path, screenshots: Path) -> None:
-    seen: Watched = watched(serve("zeroshot_review.py", *words(labels, tmp_path)))
+    seen: WatchedLabels = watched(serve("zeroshot_review.py", *words(labels, tmp_path)))
     page = seen.page
     seen.open()
     assert page.get_by_text("Research use only").is_visible() and page.get_by_text(f"{TILES} in sight").is_visible()
@@ -229,7 +205,7 @@ def test_a_whole_working_round(serve: Serve, watched: Any, labels: Path, tmp_pat
 def test_dark_and_by_the_keyboard_alone(
     serve: Serve, watched: Any, labels: Path, tmp_path: Path, screenshots: Path
 ) -> None:
-    seen: Watched = watched(serve("zeroshot_review.py", *words(labels, tmp_path)), scheme="dark")
+    seen: WatchedLabels = watched(serve("zeroshot_review.py", *words(labels, tmp_path)), scheme="dark")
     page = seen.page
     seen.open("?order=surest")
     first = seen.current()
@@ -267,7 +243,7 @@ def test_dark_and_by_the_keyboard_alone(
 
 
 def test_the_page_does_not_scroll_at_1366_by_768(serve: Serve, watched: Any, labels: Path, tmp_path: Path) -> None:
-    seen: Watched = watched(serve("zeroshot_review.py", *words(labels, tmp_path)))
+    seen: WatchedLabels = watched(serve("zeroshot_review.py", *words(labels, tmp_path)))
     seen.open()
     main = seen.page.locator('[data-testid="stMain"]')
     assert main.evaluate("e => e.scrollHeight - e.clientHeight") <= 4

@@ -1,0 +1,73 @@
+"""What a run of any review app works with, and the part of the side bar that is the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import streamlit as st
+
+from apps.access import Reviewer, identify, require
+from apps.components import hold, soft
+from apps.ledger import Ledger
+from apps.resources import go
+from vitdomains.core.review import ReviewStore, Role
+
+
+@dataclass(frozen=True)
+class Reviewing:
+    """Who reviews, and where decisions go; an app adds what is reviewed. What the reviewer chose stands in the address.
+
+    ``title`` is the app's name, ``options`` those of its command line, with ``identity``.
+    """
+
+    title: ClassVar[str]
+
+    options: Any
+    reviewer: Reviewer
+    store: ReviewStore
+    ledger: Ledger
+
+    @property
+    def role(self) -> Role:
+        """As what the reviewer decides: adjudicator where that was chosen and is held."""
+        wanted = st.query_params.get("role") == "adjudicator"
+        return "adjudicator" if wanted and "adjudicator" in self.reviewer.roles else "reader"
+
+    def require(self, role: Role) -> None:
+        """Refuse what the reviewer's roles do not allow now: a page may have been drawn before a role was taken back.
+
+        Raises:
+            ConfigError: The reviewer does not hold the role.
+        """
+        require(identify(self.store, self.options.identity, self.title), role)
+
+
+def about(session: Reviewing, facts: Sequence[str]) -> None:
+    """Head of the side bar: the app, the reviewer, and what is reviewed with what."""
+    st.markdown(f"**{session.title}**")
+    soft(f"Reviewer: {session.reviewer.name} ({', '.join(sorted(session.reviewer.roles)) or 'no role'})")
+    for fact in facts:
+        soft(fact)
+
+
+def other_page(show: str, there: str, back: str) -> None:
+    """The button to the page that the address calls ``show``, named ``there``; on that page, the one ``back``."""
+    on_it = st.query_params.get("show") == show
+    st.button(back if on_it else there, on_click=go, kwargs={"show": "" if on_it else show}, width="stretch",
+              key="show-first" if on_it else f"show-{show}")  # fmt: skip
+
+
+def role_switch(session: Reviewing) -> None:
+    """For who holds the role: decide as adjudicator."""
+    if "adjudicator" in session.reviewer.roles:
+        hold("adjudicate", session.role == "adjudicator")
+        st.toggle("Decide as adjudicator", key="adjudicate", help="You see what the readers said, and have the last word",
+                  on_change=lambda: go(role="adjudicator" if st.session_state["adjudicate"] else ""))  # fmt: skip
+
+
+def log_out(session: Reviewing) -> None:
+    """For who logged in here."""
+    if not session.reviewer.local and not session.options.identity.user_header:
+        st.button("Log out", on_click=st.logout, key="logout")
