@@ -56,10 +56,10 @@ def worklist_page(session: Session) -> None:
 
 
 @st.fragment(run_every=2.0)
-def _ticking(session: Session) -> None:
-    """While films are being read: how far it is, without drawing the rest of the page again."""
+def _ticking(session: Session, begun: bool) -> None:
+    """While films are being read: how far it is, without drawing the rest of the page again, but when the first are ``begun``."""
     progress = session.worklist.progress
-    if not progress.running:
+    if not progress.running or (not begun and len(session.worklist.table)):
         st.rerun()
     total = progress.total or 1
     left = progress.seconds_left
@@ -77,7 +77,7 @@ def _ticking(session: Session) -> None:
 def _progress(session: Session) -> None:
     progress = session.worklist.progress
     if progress.running:
-        _ticking(session)
+        _ticking(session, begun=bool(len(session.worklist.table)))
     elif progress.error:
         st.error(
             plain(

@@ -266,6 +266,14 @@ def test_terminal_table_shows_brackets_intervals_and_floors(multilabel, singlela
         assert all(word in text for word in [*words, "Test [x]", "floor: thumbnail regression", "bootstrap replicates"])
 
 
+def test_the_terminal_table_leaves_out_columns_rather_than_figures(multilabel):
+    console = Console(width=80, file=io.StringIO())
+    console.print(terminal_table(multilabel[0], width=80))
+    text = console.file.getvalue()
+    assert "…" not in text and "AUROC" in text and "Sens." in text and "ECE" not in text
+    assert max(map(len, text.splitlines())) <= 80 and text.splitlines()[0].endswith("┓")
+
+
 def test_a_report_with_nothing_to_plot_is_still_a_report(tmp_path):
     y, s = np.zeros((3, 1)), np.array([[0.1], [0.2], [0.3]])
     report = evaluate(y, s, [0, 1, 2], ["x"], [0.5], bootstrap=10)

@@ -80,7 +80,7 @@ def train(domain: Domain, argv: list[str]) -> int:
         terminal.be_quiet()
     with shown_progress() as on_progress:
         outcome = workflow.train(domain, config, on_progress)
-    console.print(terminal_table(outcome.report))
+    console.print(terminal_table(outcome.report, width=console.width))
     _summarise(domain, outcome)
     return 0
 
@@ -124,7 +124,7 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
             lambda folder: write_report(report, predictions, folder / "report", title=title, notice=domain.notice),
             metrics=summary(report),
         )
-    console.print(terminal_table(report))
+    console.print(terminal_table(report, width=console.width))
     console.print(f"report: {where / 'report.html'}")
     return 0
 

@@ -43,7 +43,7 @@ class ImageError(VitDomainsError):
         path: The file.
         problem: What is wrong, in one clause.
         tag: The DICOM keyword or header field at fault, where there is one.
-        value: The value of that field.
+        value: The value of that field; None: it has none, or one that must not be shown.
         hint: What to do next.
     """
 
@@ -52,8 +52,8 @@ class ImageError(VitDomainsError):
         self.problem = problem
         self.tag = tag
         self.value = value
-        shown = repr(value)
-        field = f" ({tag} = {shown[:80]}{'...' if len(shown) > 80 else ''})" if tag else ""
+        shown = "" if value is None else f" = {value!r:.80}{'...' if len(repr(value)) > 80 else ''}"
+        field = f" ({tag}{shown})" if tag else ""
         super().__init__(f"{path}: {problem}{field}.", hint=hint)
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -42,16 +42,23 @@ def finite(value: Any) -> Any:
     return value
 
 
-def terminal_table(report: Report, title: str = "") -> Table:
-    """Classes, averages and floors, for a terminal; an undefined value reads ``n/a``."""
+def terminal_table(report: Report, title: str = "", width: int = 200) -> Table:
+    """Classes, averages and floors, for a terminal of ``width`` characters; an undefined value reads ``n/a``.
+
+    The last columns are left out where there is no room for them.
+    """
     columns = BINARY_COLUMNS if report["kind"] == "multilabel" else MULTICLASS_COLUMNS
+    room = (
+        width - 48
+    )  # a name folded at 13 characters, the count, the first metric with its interval, and lines between
+    columns = dict(list(columns.items())[: 1 + max(0, room) // 8])
     averages = {average: report[average] for average in ("macro", "weighted")}
     lead = next(iter(columns))
     table = Table(
         title=Text(title) if title else None, caption=_caption(report), caption_justify="left", pad_edge=False
     )
     table.add_column("class", overflow="fold")
-    table.add_column("positives" if report["kind"] == "multilabel" else "images", justify="right")
+    table.add_column("positives" if report["kind"] == "multilabel" else "images", justify="right", no_wrap=True)
     for metric, label in columns.items():
         table.add_column(label, justify="right", no_wrap=metric == lead)
 

@@ -157,7 +157,7 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
         )  # fmt: skip
     for name in VARIANTS:
         write_report(reports[name], tables[name], out / name.replace(" ", "_"), title=f"Zero-shot labels, {name}")
-    console.print(terminal_table(reports["ensemble"]))
+    console.print(terminal_table(reports["ensemble"], width=console.width))
     for name in VARIANTS:
         values = {k: v["value"] for k, v in {**reports[name].get("overall", {}), **reports[name]["macro"]}.items()}
         shown = ", ".join(f"{k} {values[k]:.3f}" for k in ("accuracy", "f1", "auroc") if values.get(k) is not None)
