@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same cases at every run: who changes nothing breaks nothing. HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("explore", derandomize=False, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 # Tests run on small inputs: one thread a process is faster than two that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -42,13 +42,17 @@ class Mean(nn.Module):
     channels=st.sampled_from([1, 3]),
     seed=st.integers(0, 9),
 )
+@example(mode="squash", height=1, width=8, channels=1, seed=0)
 def test_resize_is_that_of_prepare(mode: str, height: int, width: int, channels: int, seed: int) -> None:
     spec = replace(SPEC, resize=mode)  # type: ignore[arg-type]
     image = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     expected = np.atleast_3d(prepare(image / np.float32(255), spec)).transpose(2, 0, 1)
     got = EndToEnd(Mean(), spec, "multilabel", (1.0,)).resize(torch.from_numpy(image)[None].permute(0, 3, 1, 2))[0]
     difference = np.abs(got.numpy() - expected)
-    assert difference.max() <= 1 and (difference > 0).mean() < 0.1  # a grey level where the sums round to either side
+    assert difference.max() <= 1  # a grey level where the sums round to either side
+    assert (difference > 0).mean() < 0.1 or min(
+        height, width
+    ) < 8  # one such sum of a few pixels fills much of the result
 
 
 @pytest.mark.parametrize(("kind", "temperature"), [("multilabel", (1.0, 2.0, 0.5)), ("singlelabel", (1.3,))])
