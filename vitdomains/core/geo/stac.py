@@ -57,15 +57,49 @@ def model_item(bundle: Bundle, href: str) -> pystac.Item:
         bundle: On disk.
         href: Address of the bundle's folder, relative to the item.
     """
+    created = bundle.provenance.get("created") or datetime.now(UTC).isoformat(timespec="seconds")
+    item = pystac.Item(
+        id=f"model-{bundle.id}",
+        geometry=None,
+        bbox=None,
+        datetime=datetime.fromisoformat(created),
+        properties={
+            "description": f"{bundle.model.name} on {bundle.data_card or bundle.domain}, {len(bundle.classes)} classes"
+        },
+        stac_extensions=[FILE],
+    )
+    checksum = bundle.files.get(WEIGHTS)
+    weights = pystac.Asset(
+        f"{href}/{WEIGHTS}",
+        title="Weights",
+        media_type="application/vnd.safetensors",
+        roles=["mlm:model", "mlm:weights", "data"],
+        extra_fields={"mlm:artifact_type": "safetensors", "bands": [{"name": name} for name in _bands(bundle)]}
+        | ({"file:checksum": f"1220{checksum}"} if checksum else {}),  # multihash: sha2-256, 32 bytes
+    )
+    item.add_asset("model", weights)
+    item.add_asset("bundle", pystac.Asset(f"{href}/bundle.json", media_type="application/json", roles=["metadata"]))
+    MLModelExtension.ext(item, add_if_missing=True).apply(_model_properties(bundle))
+    if not bundle.model.weights:
+        item.properties["mlm:pretrained_source"] = None  # the schema wants it said that there is none
+    return item
+
+
+def _bands(bundle: Bundle) -> list[str]:
+    spec = bundle.preprocess
+    return list(spec.bands) or [f"channel-{i + 1}" for i in range(spec.channels)]
+
+
+def _model_properties(bundle: Bundle) -> MLModelProperties:
+    """What goes into the model and what comes out, in the words of the MLM extension."""
     spec, made = bundle.preprocess, bundle.provenance
-    bands = list(spec.bands) or [f"channel-{i + 1}" for i in range(spec.channels)]
     means, stds = ((value * spec.channels)[: spec.channels] for value in (spec.mean, spec.std))
     task = TaskEnum.SCENE_CLASSIFICATION if bundle.task_kind == "singlelabel" else TaskEnum.CLASSIFICATION
     activation = "softmax" if bundle.task_kind == "singlelabel" else "sigmoid"
     scaled = [ValueScalingZScore(mean=mean, stddev=std) for mean, std in zip(means, stds, strict=True)]
     taken = ModelInput(
         name="tile",
-        bands=bands,
+        bands=_bands(bundle),
         input=InputStructure(
             shape=[-1, spec.channels, spec.height, spec.width],
             dim_order=["batch", "bands", "height", "width"],
@@ -85,7 +119,7 @@ def model_item(bundle: Bundle, href: str) -> pystac.Item:
             format="text", expression=f"{activation}(logits / temperature), temperature = {list(bundle.temperature)}"
         ),
     )
-    properties = MLModelProperties(
+    return MLModelProperties(
         name=f"{bundle.domain}-{bundle.id}",
         architecture=bundle.model.name,
         tasks={task},
@@ -97,33 +131,6 @@ def model_item(bundle: Bundle, href: str) -> pystac.Item:
         input=[taken],
         output=[given],
     )
-    created = made.get("created") or datetime.now(UTC).isoformat(timespec="seconds")
-    item = pystac.Item(
-        id=f"model-{bundle.id}",
-        geometry=None,
-        bbox=None,
-        datetime=datetime.fromisoformat(created),
-        properties={
-            "description": f"{bundle.model.name} on {bundle.data_card or bundle.domain}, {len(bundle.classes)} classes"
-        },
-        stac_extensions=[FILE],
-    )
-    weights = pystac.Asset(
-        f"{href}/{WEIGHTS}",
-        title="Weights",
-        media_type="application/vnd.safetensors",
-        roles=["mlm:model", "mlm:weights", "data"],
-        extra_fields={"mlm:artifact_type": "safetensors", "bands": [{"name": name} for name in bands]}
-        | (
-            {"file:checksum": f"1220{bundle.files[WEIGHTS]}"} if WEIGHTS in bundle.files else {}
-        ),  # multihash: sha2-256, 32 bytes
-    )
-    item.add_asset("model", weights)
-    item.add_asset("bundle", pystac.Asset(f"{href}/bundle.json", media_type="application/json", roles=["metadata"]))
-    MLModelExtension.ext(item, add_if_missing=True).apply(properties)
-    if not bundle.model.weights:
-        item.properties["mlm:pretrained_source"] = None  # the schema wants it said that there is none
-    return item
 
 
 def map_item(
