@@ -151,7 +151,7 @@ def test_evaluate_command(trained: tuple[Path, workflow.Outcome], tmp_path: Path
     ]
     assert cli.main(toy.DOMAIN, words) == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["n"] == 120
+    assert report["n"] == 120 and not report["floors"]  # other images than the floors were measured on
     assert (
         cli.main(toy.DOMAIN, ["evaluate", str(bundle), "--data.root", str(base / "images"), "--run.bootstrap", "20"])
         == 0
@@ -159,6 +159,8 @@ def test_evaluate_command(trained: tuple[Path, workflow.Outcome], tmp_path: Path
     again = json.loads((read_bundle(bundle).path / "report" / "report.json").read_text())
     expected = json.loads((outcome.bundle.path / "report" / "report.json").read_text())
     assert again["macro"]["auroc"]["value"] == pytest.approx(expected["macro"]["auroc"]["value"], abs=1e-6)
+    assert again["floors"] == expected["floors"] and again["floors"]
+    assert "left: the surest right call" in (bundle / "report" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -112,16 +112,18 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
         sections=("data", "run"),
     )
     with shown_progress() as on_progress:
-        report, predictions = workflow.assess(domain, bundle, config.data, words.split, config, on_progress)
+        report, predictions, pictures = workflow.assess(domain, bundle, config.data, words.split, config, on_progress)
     title = f"{domain.title}: {words.split} split"
     if words.out:
         where = Path(words.out)
-        write_report(report, predictions, where, title=title, notice=domain.notice)
+        write_report(report, predictions, where, title=title, notice=domain.notice, pictures=pictures)
     else:
         where = bundle.path / "report"
         update_bundle(
             bundle,
-            lambda folder: write_report(report, predictions, folder / "report", title=title, notice=domain.notice),
+            lambda folder: write_report(
+                report, predictions, folder / "report", title=title, notice=domain.notice, pictures=pictures
+            ),
             metrics=summary(report),
         )
     console.print(terminal_table(report, width=console.width))

@@ -48,10 +48,8 @@ def terminal_table(report: Report, title: str = "", width: int = 200) -> Table:
     The last columns are left out where there is no room for them.
     """
     columns = BINARY_COLUMNS if report["kind"] == "multilabel" else MULTICLASS_COLUMNS
-    room = (
-        width - 48
-    )  # a name folded at 13 characters, the count, the first metric with its interval, and lines between
-    columns = dict(list(columns.items())[: 1 + max(0, room) // 8])
+    # Eight characters a column, beside a name folded at 13, the count, the first metric with its interval, and lines.
+    columns = dict(list(columns.items())[: 1 + max(0, width - 49) // 8])
     averages = {average: report[average] for average in ("macro", "weighted")}
     lead = next(iter(columns))
     table = Table(

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import logging
 import platform
 import shutil
@@ -115,9 +116,7 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
     predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, model=model)
     report, predictions = measure(predictor, test_set, config, on_progress)
     report["floors"] = floor_table(train_set, test_set, predictions, kind, config)
-    pictures = example_pictures(
-        predictor, test_set, predictions, lambda done, total: on_progress("explain", done, total, "pictures")
-    )
+    pictures = _explained(predictor, test_set, predictions, on_progress)
     bundle = replace(bundle, metrics=summary(report))
     card = cards.model_card(bundle, domain, report)
 
@@ -146,8 +145,10 @@ def assess(
     split: str,
     config: Config,
     on_progress: OnProgress = lambda phase, done, total, text: None,
-) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Measure a bundle on any data of its domain: the report, and the predictions behind it.
+) -> tuple[dict[str, Any], pd.DataFrame, list[tuple[str, bytes]]]:
+    """Measure a bundle on any data of its domain: the report, the predictions behind it, and explained examples.
+
+    The floors of training stand in the report where the images are those that they were measured on.
 
     Args:
         data: Where the images are; classes are the bundle's, and those that this data does not label count nowhere.
@@ -168,7 +169,29 @@ def assess(
     part, _ = drop_unreadable(
         domain, part, bundle.preprocess, cache := ImageCache(bundle.preprocess), None, on_progress
     )
-    return measure(predictor, dataset(domain, part, bundle.preprocess, cache, config), config, on_progress)
+    images = dataset(domain, part, bundle.preprocess, cache, config)
+    report, predictions = measure(predictor, images, config, on_progress)
+    report["floors"] = _floors_on_record(bundle, predictions)
+    return report, predictions, _explained(predictor, images, predictions, on_progress)
+
+
+def _explained(
+    predictor: Predictor, images: ImageDataset, predictions: pd.DataFrame, on_progress: OnProgress
+) -> list[tuple[str, bytes]]:
+    return example_pictures(
+        predictor, images, predictions, lambda done, total: on_progress("explain", done, total, "pictures")
+    )
+
+
+def _floors_on_record(bundle: Bundle, predictions: pd.DataFrame) -> dict[str, Any]:
+    """The floors in the bundle's report, where it is on the same images; floors are made from the training split."""
+    there = bundle.path / "report"
+    try:
+        measured = pd.read_csv(there / "predictions.csv", usecols=["id"], dtype=str)["id"]
+        floors: dict[str, Any] = json.loads((there / "report.json").read_text(encoding="utf-8")).get("floors", {})
+    except (OSError, ValueError):
+        return {}
+    return floors if sorted(measured) == sorted(predictions["id"].astype(str)) else {}
 
 
 def open_run_folder(config: Config) -> Path:

@@ -137,7 +137,7 @@ def example_pictures(
             best = right[predictions[f"score:{name}"].to_numpy()[right].argmax()]
             explained = explain_file(predictor, images.paths[best], method, [name])
             caption = (
-                f"{name}: the surest right call of the test split, by {method}. {faithfulness_text(explained.maps[0])}"
+                f"{name}: the surest right call among these images, by {method}. {faithfulness_text(explained.maps[0])}"
             )
             out.append((caption, png(picture(explained, classes, method))))
         on_progress(k + 1, len(classes))
