@@ -243,6 +243,9 @@ def test_the_command_checks_exports_compares_and_makes_labels(
     np.testing.assert_array_equal(labels(read_manifest("new.csv")), [[1], [0]])
     assert reviews(DOMAIN, ["grant", *at, "ann", "admin"]) == 0 and store.roles("ann") == {"ann": {"admin"}}
     assert reviews(DOMAIN, ["grant", *at, "ann", "admin", "--revoke"]) == 0 and store.roles() == {}
+    with pytest.raises(ReviewError, match="no store"):
+        reviews(DOMAIN, ["verify", "--store", "sqlite:///mistyped.db"])
+    assert not Path("mistyped.db").exists()
     other = f"review_decisions=1:{'0' * 64}"
     with pytest.raises(ReviewError, match="kept elsewhere"):
         reviews(DOMAIN, ["verify", *at, "--head", other])

@@ -274,9 +274,12 @@ def _summarise(domain: Domain, outcome: workflow.Outcome) -> None:
     console.print(f"report    {bundle.path / 'report' / 'report.html'}")
     console.print(f"pictures  {bundle.path / 'report' / 'plots'}")
     console.print("\nnext:")
-    console.print(f"  python -m vitdomains.{domain.name} predict {bundle.path} FILE_OR_FOLDER --out predictions.csv")
-    console.print(f"  python -m vitdomains.{domain.name} explain {bundle.path} FILE --out overlay.png")
-    console.print(f"  python -m vitdomains.{domain.name} evaluate {bundle.path} --split val")
+    for command in (
+        f"predict {bundle.path} FILE_OR_FOLDER --out predictions.csv",
+        f"explain {bundle.path} FILE --out overlay.png",
+        f"evaluate {bundle.path} --split val",
+    ):
+        console.print(f"  python -m vitdomains.{domain.name} {command}", soft_wrap=True)
     if domain.notice:
         console.print(f"\n{domain.notice}")
 

@@ -41,13 +41,14 @@ class ReviewStore:
 
     Args:
         url: ``sqlite:///reviews.db`` (a file on a local disk, not on a network share) or ``postgresql://USER@HOST/DATABASE``.
+        make: Make the file where there is none.
 
     Raises:
         ReviewError: The store cannot be opened, or is of another version.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = chain.open_engine(url)
+    def __init__(self, url: str, *, make: bool = True) -> None:
+        self._engine = chain.open_engine(url, make=make)
         # Writers of one process queue here: SQLite lets waiting writers try at random intervals, which starves some.
         self._turn = threading.Lock()
         with chain.translated(self._engine):

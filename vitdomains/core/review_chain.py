@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, inspect, select, text, update
@@ -76,11 +77,12 @@ def row_hash(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({key: row[key] for key in row if key != "hash"}).encode()).hexdigest()
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, *, make: bool = True) -> Engine:
     """An engine for ``sqlite:///FILE`` or ``postgresql://...`` (psycopg 3).
 
     Raises:
-        ReviewError: The URL is no database of these kinds, or its driver is not installed.
+        ReviewError: The URL is no database of these kinds, or its driver is not installed; there is no such file, and none is
+            to be made.
     """
     try:
         parsed = make_url(url)
@@ -92,6 +94,8 @@ def open_engine(url: str) -> Engine:
                 f"{parsed.render_as_string(hide_password=True)} is no store of reviews.",
                 hint="Use sqlite:///reviews.db or postgresql://USER@HOST/DATABASE.",
             )
+        if kind == "sqlite" and not make and not Path(str(parsed.database)).is_file():
+            raise ReviewError(f"There is no store {url}.", hint="Give --store as the app that wrote it got it.")
         if kind == "sqlite":
             # Waiting is the database's, in turns among processes; within a process writers queue before (see appended).
             engine = create_engine(parsed, connect_args={"timeout": LOCK_SECONDS})

@@ -49,7 +49,7 @@ def reviews(domain: Domain, argv: list[str]) -> int:
     grant.add_argument("role", choices=("reader", "adjudicator", "admin"))
     grant.add_argument("--revoke", action="store_true", help="take the role back")
     words = parser.parse_args(argv)
-    with ReviewStore(words.store) as store:
+    with ReviewStore(words.store, make=words.run is _grant) as store:
         words.run(store, words)
     return 0
 
