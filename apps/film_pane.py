@@ -9,11 +9,11 @@ import streamlit as st
 
 from apps.actions import focus_of_new, take_marks
 from apps.components import empty, hold, label, plain, problems, soft
+from apps.engine import not_there
 from apps.resources import go, settle
 from apps.review_session import Session
-from apps.viewer import Picture, as_base64, film_viewer
+from apps.viewer import as_base64, film_viewer
 from apps.worklist_view import next_unread
-from vitdomains.core.errors import VitDomainsError
 
 HEIGHT = 520  # pixels: with the bars around it, all of it is seen on a screen of 768 pixels
 METHOD_NAMES = {
@@ -121,14 +121,7 @@ def _heat(session: Session, row: dict[str, Any], finding: str, method: str) -> d
     future = session.engine.heat(item, str(row["path"]), finding, method)
     if not future.done():
         session.engine.forget_waiting(item, finding, method)
-        return {"pending": True, "key": key}
-    error = future.exception()
-    if error is not None:
-        if not isinstance(error, VitDomainsError):
-            raise error
-        return {"error": f"no heat map: {error}", "key": key}
-    picture: Picture = future.result()
-    return picture.for_viewer("heat", key=key)
+    return not_there(future, key) or future.result().for_viewer("heat", key=key)
 
 
 def _ahead(session: Session, item: str, revealed: bool, method: str) -> str:

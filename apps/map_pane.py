@@ -9,14 +9,13 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps.components import hold, problems
-from apps.engine import Memo
+from apps.engine import Memo, not_there
 from apps.film_pane import colour_maps
 from apps.map_viewer import map_viewer, picture, serve, tile_bytes, tiles_for_viewer
 from apps.resources import go, settle
 from apps.satellite_session import TileSession
 from apps.scene_image import STRETCHES, Look, Shown, look_of
 from apps.tile_view import TileFilters, paint
-from vitdomains.core.errors import VitDomainsError
 
 DETAIL_SIDE = 1400  # pixels of the sharper picture of the part in sight
 MARGIN = 2  # sides of a tile around it that are fetched with it
@@ -113,7 +112,7 @@ def map_pane(
             "tiles": tiles_for_viewer(session.tiles, _places(info.path, str(session.options.tiles), session),
                                       _painted(session, rows, colouring)),
             "area": [list(p) for p in TileFilters.from_address(session).area] if not focus else [],
-            "heat": _heat(session, tuple(focus), name, method) if focus and name and method else None,
+            "heat": heat_for_viewer(session, tuple(focus), name, method) if focus and name and method else None,
             "colourMaps": colour_maps() if focus else {},
             "taken": taken,
         }  # fmt: skip
@@ -157,19 +156,16 @@ def _painted(session: TileSession, rows: NDArray[np.int64], colouring: str) -> N
     return cast("NDArray[np.uint8]", kept[1])
 
 
-def _heat(session: TileSession, extent: tuple[int, ...], name: str, method: str) -> dict[str, Any]:
+def heat_for_viewer(session: TileSession, extent: tuple[int, ...], name: str, method: str) -> dict[str, Any]:
     """The heat map where it is ready; else its key, at which the viewer asks again."""
     window = cast("Window", extent)
     engine, key = session.ground.engine, f"{','.join(map(str, extent))}:{name}:{method}"
     future = engine.heat(window, name, method)
     if not future.done():
         engine.forget_waiting(window, name, method)
-        return {"pending": True, "key": key}
-    error = future.exception()
-    if error is not None:
-        if not isinstance(error, VitDomainsError):
-            raise error
-        return {"error": f"no heat map: {error}", "key": key}
+    absent = not_there(future, key)
+    if absent:
+        return absent
     made = future.result()
     return {**made.about, "url": serve(made.png, "heat"), "key": key}
 

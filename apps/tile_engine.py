@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.engine import Memo
+from apps.engine import HEAT_FAILURES_KEPT, Memo
 from apps.facts import BundleFacts
 from apps.loaded_model import LoadedModel
 from apps.satellite_options import TileOptions
@@ -33,7 +33,7 @@ class TileEngine:
         self.facts, self.path = facts, path
         self._options = options
         self._model = LoadedModel(facts, _picture_reader, options.threads)
-        self._heats = Memo(HEATS_KEPT, 1, "heat")
+        self._heats = Memo(HEATS_KEPT, 1, "heat", HEAT_FAILURES_KEPT)
 
     def start(self) -> None:
         """Load the model in the background, once."""

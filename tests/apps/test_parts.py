@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,19 @@ def test_a_result_is_made_once_and_a_failure_again() -> None:
     assert wanted.result() == 3
     with pytest.raises(CancelledError):
         waiting.result()
+
+
+def test_who_asks_now_and_then_hears_of_a_failure() -> None:
+    memo, made = Memo(2, 1, "test", failures_kept=0.2), []
+
+    def make() -> int:
+        made.append(1)
+        raise ValueError("always")
+
+    assert isinstance(memo.get("a", make).exception(), ValueError)
+    assert memo.get("a", make).done() and len(made) == 1
+    time.sleep(0.25)
+    assert isinstance(memo.get("a", make).exception(), ValueError) and len(made) == 2
 
 
 def test_a_model_that_cannot_be_loaded_is_an_error_of_ours(run: SmallRun, tmp_path: Path) -> None:

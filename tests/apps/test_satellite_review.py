@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -18,7 +20,7 @@ import rasterio
 from tests.apps.test_cxr_review import click, texts
 from tests.satellite.tile_files import write_raster
 from tests.small_map import CLASSES, SmallMap, small_map
-from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.errors import ConfigError, ImageError, ManifestError
 from vitdomains.core.geo.raster import describe_raster
 from vitdomains.core.manifest import read_manifest
 from vitdomains.core.review import Answer, Assignment, Decision, ReviewStore
@@ -32,10 +34,12 @@ from apps import tile_export
 from apps.access import Identity, Reviewer
 from apps.facts import read_facts
 from apps.ledger import Ledger
+from apps.map_pane import heat_for_viewer
 from apps.map_viewer import tile_bytes
 from apps.satellite_options import TileOptions, parse_tile_options
 from apps.satellite_session import NOTICE, TileSession, open_ground, tile_words
 from apps.scene_image import NDVI, Look, SceneImage, look_of
+from apps.tile_engine import TileEngine
 from apps.tile_list import TileList, read_tiles
 from apps.tile_view import TileFilters, in_sight, paint, points_of
 
@@ -477,3 +481,21 @@ def test_words_of_what_was_said() -> None:
     assert tile_words({"label": "forest"}, calls, single=True) == {"label": "forest"}
     assert tile_words({"label": "unsure"}, calls, single=True) == {"label": "unsure"}
     assert tile_words({"town": "absent"}, {"town": "present"}, single=False) == {"town": "disagree"}
+
+
+def test_a_heat_map_that_cannot_be_made_says_why(app: SatelliteApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the app was not told the sensor: the viewer asks again and again, and must hear of it."""
+
+    def fails(*_: Any) -> Any:
+        raise ImageError("Doe_Jane.tif", "is no picture of 8 bits", hint="Say what took it.")
+
+    monkeypatch.setattr(TileEngine, "_heat", fails)
+    session, said = app.session(), []
+    extent = tuple(int(v) for v in session.tiles.extents[0])
+    for _ in range(100):
+        said.append(heat_for_viewer(session, extent, CLASSES[0], "gradcam"))
+        if "pending" not in said[-1]:
+            break
+        time.sleep(0.02)
+    assert "is no picture of 8 bits" in said[-1]["error"] and "Say what took it." in said[-1]["error"]
+    assert "Doe" not in said[-1]["error"] and heat_for_viewer(session, extent, CLASSES[0], "gradcam") == said[-1]
