@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from apps.components import hold, problems
 from apps.engine import Memo, not_there
 from apps.film_pane import colour_maps
-from apps.map_viewer import map_viewer, picture, serve, tile_bytes, tiles_for_viewer
+from apps.map_viewer import map_viewer, picture, tile_bytes, tiles_for_viewer
+from apps.media import media_url
 from apps.resources import go, settle
 from apps.satellite_session import TileSession
 from apps.scene_image import STRETCHES, Look, Shown, look_of
@@ -167,7 +168,7 @@ def heat_for_viewer(session: TileSession, extent: tuple[int, ...], name: str, me
     if absent:
         return absent
     made = future.result()
-    return {**made.about, "url": serve(made.png, "heat"), "key": key}
+    return {**made.about, "url": media_url(made.png, "heat"), "key": key}
 
 
 def _acted(session: TileSession) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from apps.media import media_url
 from apps.scene_image import Shown
 from apps.tile_list import TileList
-from apps.viewer import media_url
 
 _HERE = Path(__file__).parent
 BYTES = "application/octet-stream"
@@ -28,19 +28,9 @@ map_viewer = st.components.v2.component(
 )
 
 
-def serve(content: bytes, slot: str, kind: str = "image/png") -> str:
-    """As ``media_url``, but what was in the slot before stays for a while: a reviewer in haste leaves a page that still loads."""
-    kept: list[bytes] = st.session_state.setdefault("served", {}).setdefault(slot, [])
-    if not kept or kept[-1] != content:
-        kept[:] = [*kept[-2:], content]
-    for n, old in enumerate(kept[:-1]):
-        media_url(old, f"{slot}-before-{n}", kind)
-    return media_url(content, slot, kind)
-
-
 def picture(shown: Shown, png: bytes, slot: str, **more: Any) -> dict[str, Any]:
     """A picture of the scene as the viewer takes it."""
-    return {"url": serve(png, slot), "rect": list(shown.rect), **more}
+    return {"url": media_url(png, slot), "rect": list(shown.rect), **more}
 
 
 def tile_bytes(tiles: TileList) -> bytes:
@@ -56,6 +46,6 @@ def tiles_for_viewer(tiles: TileList, places: bytes, colours: NDArray[np.uint8])
         "count": len(tiles),
         "step": list(tiles.step),
         "places": media_url(places, "places", BYTES),
-        "paint": serve(colours.tobytes(), "paint", BYTES),
+        "paint": media_url(colours.tobytes(), "paint", BYTES),
         "names": [name.replace("_", " ") for name in tiles.classes],
     }

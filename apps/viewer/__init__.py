@@ -17,7 +17,8 @@ import cv2
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
-from streamlit.runtime import exists, get_instance
+
+from apps.media import media_url
 
 _HERE = Path(__file__).parent
 
@@ -41,17 +42,6 @@ class Picture:
     def for_viewer(self, slot: str, **more: Any) -> dict[str, Any]:
         """The dictionary that the viewer takes; the PNG is put where the browser fetches it (and keeps it)."""
         return {**self.about, "url": media_url(self.png, slot), **more}
-
-
-def media_url(content: bytes, slot: str, kind: str = "image/png") -> str:
-    """Serve a file to the browser of this session; ``slot`` names its place, and what was there before may go.
-
-    The address contains a hash of the content, so nobody guesses it and the browser never shows a stale one.
-    """
-    if not exists():
-        return ""
-    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
-    return (f"/{base}" if base else "") + get_instance().media_file_mgr.add(content, kind, f"vitdomains-{slot}")
 
 
 def film_picture(display: Any) -> Picture:
