@@ -67,6 +67,7 @@ def move_focus(session: Session, item: str, step: int) -> None:
 def step(session: Session, item: str, by: int) -> None:
     """The film before or after this one, whatever its state."""
     following = next_item(session, item, by)
+    st.session_state["heading"] = by
     if following:
         go(item=following, heat="")
     else:
@@ -126,6 +127,7 @@ def finish(session: Session, item: str) -> None:
     elif not draft.answers:
         say("Nothing was judged: nothing saved.")
     following = next_unread(session, item)
+    st.session_state["heading"] = 1
     if following:
         go(item=following, heat="")
     else:

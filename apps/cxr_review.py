@@ -12,12 +12,12 @@ sys.path.insert(
 )  # streamlit puts this folder on the path, not the one above
 
 from apps.access import identify
-from apps.components import LUNGS, hold, icon, notice, show_problem, soft, style
+from apps.components import LUNGS, icon, notice, show_problem, style
 from apps.options import Options, parse_options
 from apps.reading_page import reading_page
-from apps.resources import drafts, go, open_ledger, open_store, settle
+from apps.resources import drafts, open_ledger, open_store, settle
 from apps.review_session import NOTICE, Session, open_worklist
-from apps.reviewing import about, log_out, other_page, role_switch
+from apps.reviewing import about, blinded_switch, log_out, other_page, role_switch
 from apps.team_page import team_page
 from apps.worklist_page import worklist_page
 from vitdomains.core.errors import VitDomainsError
@@ -70,12 +70,7 @@ def _sidebar(session: Session) -> None:
         about(session, [f"Model: {session.facts.model}, bundle {session.facts.id}"])
         other_page("team", "Team, agreement, export", "Films")
         role_switch(session)
-        if session.options.blinded:
-            soft("Blinded: the model is shown once you have decided.")
-        elif session.role == "reader":
-            hold("blind", session.blinded)
-            st.toggle("Blinded: decide first, then see the model", key="blind",
-                      on_change=lambda: go(blinded="1" if st.session_state["blind"] else ""))  # fmt: skip
+        blinded_switch(session)
         if session.options.phi:
             st.toggle("Show patients' data", key="phi", value=False)
         log_out(session)

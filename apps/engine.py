@@ -161,12 +161,6 @@ class Engine:
         """A heat map for the viewer: begun now, done when it is."""
         return self._heats.get((item, finding, method), lambda: self._heat(path, finding, method))
 
-    def ahead(self, item: str, path: str, finding: str, method: str) -> None:
-        """Make film and heat map of what will probably be looked at next."""
-        self.film(item, path)
-        if finding and method:
-            self.heat(item, path, finding, method)
-
     def forget_waiting(self, item: str, finding: str, method: str) -> None:
         """Drop heat maps that nobody waits for any more, so that this one is next."""
         self._heats.drop_waiting(but=(item, finding, method))

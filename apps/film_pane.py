@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from apps.engine import not_there
 from apps.resources import go, settle
 from apps.review_session import Session
 from apps.viewer import as_base64, film_viewer
-from apps.worklist_view import next_unread
+from apps.worklist_view import next_item, next_unread
 
+STAYED = 0.6  # seconds on a film after which the reader is thought to look at it
 HEIGHT = 520  # pixels: with the bars around it, all of it is seen on a screen of 768 pixels
 METHOD_NAMES = {
     "relevance": "relevance (attention and gradient)",
@@ -56,18 +58,19 @@ def film_pane(session: Session, row: dict[str, Any], finding: str) -> None:
         film = session.engine.film(item, str(row["path"])).result()
         before = session.engine.film(str(prior["item"]), str(prior["path"])).result() if prior else None
         draft = session.draft(item, row)
+        heat = _heat(session, row, finding, method) if revealed else None
         data = {
             "item": item,
             "film": film.for_viewer("film"),
             "prior": before.for_viewer("prior", item=prior["item"]) if before and prior else None,
             "labels": ["this film", "prior film"],
-            "heat": _heat(session, row, finding, method) if revealed else None,
+            "heat": heat,
             "blinded": not revealed,
             "regions": draft.regions,
             "subject": finding,
             "colourMaps": colour_maps(),
             "height": HEIGHT,
-            "next": _ahead(session, item, revealed, method),
+            "next": _ahead(session, item, heat, method),
         }
         film_viewer(key="viewer", data=data, on_act_change=lambda: take_marks(session, row))
     if revealed:
@@ -124,18 +127,33 @@ def _heat(session: Session, row: dict[str, Any], finding: str, method: str) -> d
     return not_there(future, key) or future.result().for_viewer("heat", key=key)
 
 
-def _ahead(session: Session, item: str, revealed: bool, method: str) -> str:
+def _ahead(session: Session, item: str, heat: dict[str, Any] | None, method: str) -> str:
     """Make what comes next while the reader looks at this one; the address of the next film, once it is there."""
-    following = next_unread(session, item)
+    back = st.session_state.get("heading", 1) < 0
+    following = next_item(session, item, -1) if back else next_unread(session, item)
     row = session.film(following) if following else None
     if row is None:
         return ""
-    shown = revealed and not session.blinded
-    session.engine.ahead(following, str(row["path"]), focus_of_new(session, row) if shown else "", method)
+    if heat is not None and not heat.get("pending") and not session.blinded:
+        _heat_ahead(session, following, str(row["path"]), focus_of_new(session, row), method)
     future = session.engine.film(following, str(row["path"]))
     if not future.done() or future.exception() is not None:
         return ""
     return str(future.result().for_viewer("next")["url"])
+
+
+def _heat_ahead(session: Session, item: str, path: str, finding: str, method: str) -> None:
+    """Begin a heat map that will probably be looked at next, once the reader has stayed: who leafs on wants another one first."""
+    key = (item, finding, method)
+    kept = st.session_state.get("ahead")
+    if kept is not None:
+        if kept[0] == key:
+            return
+        kept[1].cancel()
+    timer = threading.Timer(STAYED, session.engine.heat, (item, path, finding, method))
+    timer.daemon = True
+    timer.start()
+    st.session_state["ahead"] = key, timer
 
 
 def _what_maps_cannot_tell(session: Session, row: dict[str, Any], finding: str, method: str) -> None:

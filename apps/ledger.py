@@ -92,6 +92,11 @@ class Ledger:
         """Number of the last decision that was read."""
         return self._seq["review_decisions"]
 
+    @property
+    def seen(self) -> tuple[int, int]:
+        """Numbers of the last decision and the last assignment that were read."""
+        return self._seq["review_decisions"], self._seq["review_assignments"]
+
     def in_disagreement(self) -> frozenset[str]:
         """Items on which readers disagree and no adjudicator has spoken."""
         return frozenset(item for item, standing in self._standing.items() if standing.disagreement)

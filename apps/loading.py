@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 from collections.abc import Callable
@@ -35,7 +36,12 @@ class Loading(Generic[T]):
 
     def _load(self) -> None:
         try:
-            self._loaded.set_result(self._make())
+            made = self._make()
+            # Streamlit looks for garbage after every run of a page, through all objects there are: a quarter of a second with
+            # PyTorch in memory. What was loaded stays, so it is taken out of that search.
+            gc.collect()
+            gc.freeze()
+            self._loaded.set_result(made)
         except (VitDomainsError, OSError, RuntimeError, ImportError) as error:
             logger.exception("%s could not be loaded", self._what)
             self._loaded.set_exception(error)

@@ -14,11 +14,12 @@ from apps import tile_actions
 from apps.components import empty, hold, label, show_problem, soft
 from apps.map_pane import look_choices, map_pane
 from apps.resources import go
+from apps.row_list import row_list
 from apps.satellite_session import TileSession
 from apps.tile_view import (
-    COLOURINGS,
     REVIEW_COLOURS,
     TileFilters,
+    colourings,
     in_sight,
     listed,
     member,
@@ -86,10 +87,13 @@ def _filters(session: TileSession) -> TileFilters:
         place.slider(title, 0.0, 1.0, step=0.01, key=f"filter:{name}", on_change=_take, args=(name,), help=help_)
 
     pick(row[0], "Status", "status", statuses, now.status)
-    pick(row[1], "Class", "class", names, now.name)
-    slide(row[2], "Probability", "p", (now.low, max(now.low, now.high)), "Of the chosen class, else of the label")
-    slide(row[3], "Margin up to", "margin", now.margin, "Lead of the most probable class over the second")
-    slide(row[4], "Entropy from", "entropy", now.entropy, "As a share of the highest possible: 1 is knowing nothing")
+    if not session.blinded:
+        pick(row[1], "Class", "class", names, now.name)
+        slide(row[2], "Probability", "p", (now.low, max(now.low, now.high)), "Of the chosen class, else of the label")
+        slide(row[3], "Margin up to", "margin", now.margin, "Lead of the most probable class over the second")
+        slide(
+            row[4], "Entropy from", "entropy", now.entropy, "As a share of the highest possible: 1 is knowing nothing"
+        )
     pick(row[5], "Order", "sort", sorts, now.sort)
     hold("filter:search", now.search)
     row[6].text_input("Tile", key="filter:search", placeholder="part of its id", on_change=_take, args=("search",))
@@ -124,13 +128,15 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
     row[1].markdown(
         f":small[**{len(rows):,}** of {len(session.tiles):,} tiles in sight{area}, **{read.sum():,}** reviewed by you]"
     )
-    colouring = st.query_params.get("colour", "class")
-    hold("colour", colouring if colouring in COLOURINGS else "class")
-    row[2].selectbox("Colour by", list(COLOURINGS), format_func=COLOURINGS.__getitem__, key="colour",
+    known = colourings(session)
+    colouring = st.query_params.get("colour", "")
+    colouring = colouring if colouring in known else next(iter(known))
+    hold("colour", colouring)
+    row[2].selectbox("Colour by", list(known), format_func=known.__getitem__, key="colour",
                      on_change=lambda: go(colour=st.session_state["colour"]))  # fmt: skip
     look_choices(session, row[3:5])
     open_ = rows[~read[rows]]
-    with row[5].popover("Accept in bulk", width="stretch", disabled=not len(open_)):
+    with row[5].popover("Accept in bulk", width="stretch", disabled=session.blinded or not len(open_)):
         st.markdown(
             f"**{len(open_):,}** tiles in sight are not reviewed by you. Narrow them by class, probability or area first; each "
             "becomes a decision of its own that agrees with the model, and can be undone."
@@ -143,21 +149,14 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
 
 
 def _list(session: TileSession, rows: NDArray[np.int64]) -> None:
-    """One page of tiles; choosing a row, or its number in the box above, opens it."""
+    """One page of tiles; a row opens its tile."""
     pages = math.ceil(len(rows) / PAGE)
     text = st.query_params.get("page", "1")
     page = min(pages, max(1, int(text) if text.isdecimal() else 1))
     part = rows[(page - 1) * PAGE : page * PAGE]
     shown = listed(session, part)
     items = session.tiles.table["item"].iloc[part].tolist()
-    names = dict(zip(items, shown["Tile"].tolist(), strict=True))
-    opened = st.selectbox("Open", items, index=None, format_func=names.__getitem__, key=f"open:{page}",
-                          placeholder="Open a tile of this page", label_visibility="collapsed")  # fmt: skip
-    number = st.column_config.NumberColumn(format="%.2f", width=80)
-    picked = st.dataframe(
-        shown, key=f"tiles:{page}:{len(rows)}", hide_index=True, on_select="rerun", selection_mode="single-row", height=285,
-        column_config={"Probability": number, "Margin": number, "Tile": st.column_config.TextColumn(width=140)},
-    )  # fmt: skip
+    row_list(shown, items, lambda item: go(item=item, heat=""), key="tiles", label="Tiles in sight", height=285)
     back, where, forth = st.columns([1, 1.2, 1], vertical_alignment="center")
     back.button("Previous", key="page-back", disabled=page == 1, on_click=go, kwargs={"page": str(page - 1)},
                 shortcut="PageUp", width="stretch")  # fmt: skip
@@ -165,11 +164,6 @@ def _list(session: TileSession, rows: NDArray[np.int64]) -> None:
         soft(f"page {page:,} of {pages:,}")
     forth.button("Next", key="page-forth", disabled=page == pages, on_click=go, kwargs={"page": str(page + 1)},
                  shortcut="PageDown", width="stretch")  # fmt: skip
-    chosen = picked["selection"]["rows"]
-    item = opened or (items[chosen[0]] if chosen and chosen[0] < len(items) else "")
-    if item:
-        go(item=item, heat="")
-        st.rerun()
 
 
 def _legend(session: TileSession, rows: NDArray[np.int64], colouring: str) -> str:

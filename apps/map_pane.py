@@ -30,8 +30,8 @@ def _pictures(scene: str) -> Memo:
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _places(scene: str, tiles: str, _session: TileSession) -> bytes:
-    return tile_bytes(_session.tiles)
+def _places(scene: str, tiles: str, hidden: bool, _session: TileSession) -> bytes:
+    return tile_bytes(_session.tiles, hidden=hidden)
 
 
 def look_choices(session: TileSession, places: Any) -> None:
@@ -110,8 +110,8 @@ def map_pane(
             "focus": focus,
             "base": _picture(session, look, None, "base"),
             "detail": _detail(session, look, item, focus),
-            "tiles": tiles_for_viewer(session.tiles, _places(info.path, str(session.options.tiles), session),
-                                      _painted(session, rows, colouring)),
+            "tiles": tiles_for_viewer(session.tiles, _places(info.path, str(session.options.tiles), session.blinded, session),
+                                      _painted(session, rows, colouring), hidden=session.blinded),
             "area": [list(p) for p in TileFilters.from_address(session).area] if not focus else [],
             "heat": heat_for_viewer(session, tuple(focus), name, method) if focus and name and method else None,
             "colourMaps": colour_maps() if focus else {},

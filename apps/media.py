@@ -5,13 +5,26 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
 import streamlit as st
 from streamlit.runtime import exists, get_instance
 from streamlit.runtime.media_file_manager import MediaFileManager
+from streamlit.runtime.scriptrunner_utils.script_run_context import SCRIPT_RUN_CONTEXT_ATTR_NAME
 
 RECENT = 32  # files that stay for a browser that comes late: some six pages of five files
+
+
+@dataclass(frozen=True)
+class _Nobody:
+    """As much of a session as the store of files asks for."""
+
+    session_id: str = "vitdomains-recent"
+
+
+def _be_nobody() -> None:
+    setattr(threading.current_thread(), SCRIPT_RUN_CONTEXT_ATTR_NAME, _Nobody())
 
 
 class Recent:
@@ -29,8 +42,8 @@ class Recent:
         self._files, self._size = files, size
         self._lock = threading.Lock()
         self._places: OrderedDict[str, int] = OrderedDict()  # by address, the least recently used first
-        # A thread that belongs to no session: what it adds goes only when something else takes its place.
-        self._nobody = ThreadPoolExecutor(1, thread_name_prefix="media")
+        # A thread of a session that never ends: what it adds goes only when something else takes its place.
+        self._nobody = ThreadPoolExecutor(1, "media", _be_nobody)
 
     def keep(self, url: str, content: bytes, kind: str) -> None:
         """Keep a file of this address until ``size`` others came after it."""

@@ -55,15 +55,6 @@ class Session(Reviewing):
         """Whether patients' data is on the screen: allowed at the start, and switched on by the reader."""
         return self.options.phi and bool(st.session_state.get("phi"))
 
-    @property
-    def blinded(self) -> bool:
-        """Whether this reader decides before the model is shown."""
-        return self.role == "reader" and (self.options.blinded or st.query_params.get("blinded") == "1")
-
-    def revealed(self, item: str) -> bool:
-        """Whether the model's result may be shown: not blinded, or decided already."""
-        return not self.blinded or item in self.ledger.read_by(self.reviewer.name, self.role)
-
     def film(self, item: str) -> dict[str, Any] | None:
         """The worklist's row of an item, or of an uploaded film; None where there is none."""
         uploads: Mapping[str, dict[str, Any]] = st.session_state.get("uploads", {})

@@ -19,7 +19,7 @@ from vitdomains.core.review import ReviewStore, Role
 class Reviewing:
     """Who reviews, and where decisions go; an app adds what is reviewed. What the reviewer chose stands in the address.
 
-    ``title`` is the app's name, ``options`` those of its command line, with ``identity``.
+    ``title`` is the app's name, ``options`` those of its command line, with ``identity``, and ``blinded`` where it can be that.
     """
 
     title: ClassVar[str]
@@ -34,6 +34,15 @@ class Reviewing:
         """As what the reviewer decides: adjudicator where that was chosen and is held."""
         wanted = st.query_params.get("role") == "adjudicator"
         return "adjudicator" if wanted and "adjudicator" in self.reviewer.roles else "reader"
+
+    @property
+    def blinded(self) -> bool:
+        """Whether this reviewer decides before the model is shown."""
+        return self.role == "reader" and (self.options.blinded or st.query_params.get("blinded") == "1")
+
+    def revealed(self, item: str) -> bool:
+        """Whether the model's result may be shown: not blinded, or decided already."""
+        return not self.blinded or item in self.ledger.read_by(self.reviewer.name, self.role)
 
     def require(self, role: Role) -> None:
         """Refuse what the reviewer's roles do not allow now: a page may have been drawn before a role was taken back.
@@ -65,6 +74,16 @@ def role_switch(session: Reviewing) -> None:
         hold("adjudicate", session.role == "adjudicator")
         st.toggle("Decide as adjudicator", key="adjudicate", help="You see what the readers said, and have the last word",
                   on_change=lambda: go(role="adjudicator" if st.session_state["adjudicate"] else ""))  # fmt: skip
+
+
+def blinded_switch(session: Reviewing) -> None:
+    """Decide before the model is shown: for all, where the app was started so, else by the reader's own choice."""
+    if session.options.blinded:
+        soft("Blinded: the model is shown once you have decided.")
+    elif session.role == "reader":
+        hold("blind", session.blinded)
+        st.toggle("Blinded: decide first, then see the model", key="blind",
+                  on_change=lambda: go(blinded="1" if st.session_state["blind"] else ""))  # fmt: skip
 
 
 def log_out(session: Reviewing) -> None:

@@ -10,13 +10,19 @@ from apps.access import Identity
 from apps.options import check_paths, checked_parser
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.addresses import is_remote
+from vitdomains.core.geo.inputs import files_of
+from vitdomains.core.geo.tiles_table import read_as
 
+ASKED = ("sensor", "bands", "baseline", "resolution", "crs")
 USAGE = "streamlit run apps/satellite_review.py -- --bundle B --tiles landcover.parquet --scene scene.tif"
 
 
 @dataclass(frozen=True)
 class TileOptions:
-    """The words of the command line, checked. ``sensor`` to ``crs`` say of the scene what ``map`` was told of it."""
+    """The words of the command line, checked. ``sensor`` to ``crs`` say of the scene what ``map`` was told of it.
+
+    What is not given of these is taken from the table of tiles, into which ``map`` wrote it.
+    """
 
     bundle: Path
     tiles: Path
@@ -30,6 +36,8 @@ class TileOptions:
     resolution: float | None
     crs: str | None
     threads: int
+    asset: str = ""
+    blinded: bool = False
 
 
 def parse_tile_options(argv: Sequence[str]) -> TileOptions:
@@ -42,26 +50,32 @@ def parse_tile_options(argv: Sequence[str]) -> TileOptions:
     add = parser.add_argument
     add("--bundle", required=True, help="folder that train or zeroshot label wrote")
     add("--tiles", required=True, help="table of tiles that map wrote (.parquet or .csv)")
-    add("--scene", required=True, help="the raster that was mapped: a file, or an http(s) address of a COG")
+    add("--scene", required=True, help="what was mapped: a raster, an http(s) address of a COG, a STAC item")
+    add("--asset", default="", help="as for map: key of the asset of a STAC item")
     add("--queue", default="", help="what to look at first: the file that queue wrote (.parquet or .csv)")
     add("--store", default="sqlite:///reviews.db", help="database URL of the reviews (default: %(default)s)")
     Identity.add_arguments(parser)
     add("--sensor", default="", help="as for map: what the numbers of the scene mean, where the bundle names none")
     add("--bands", default="", help="as for map: where the file does not name its bands: B4=3,B3=2,B2=1")
     add("--baseline", default="", help="as for map: processing baseline of Sentinel-2")
-    add("--resolution", type=float, default=0.0, help="as for map: metres a pixel; 0: the scene's own")
+    add("--resolution", type=float, default=0.0, help="as for map: metres a pixel; 0: as map read it")
     add("--crs", default="", help="as for map: the CRS in which the scene was read")
+    add("--blinded", action="store_true", help="nobody sees the model before deciding")
     add("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
     words = parser.parse_args([*argv])
-    names = ["bundle", "tiles", *(["queue"] if words.queue else []), *([] if is_remote(words.scene) else ["scene"])]
-    check_paths(words, names, USAGE)
+    check_paths(words, ["bundle", "tiles", *(["queue"] if words.queue else [])], USAGE)
+    for file in files_of(words.scene):
+        if not is_remote(file) and not Path(file).exists():
+            raise ConfigError(f"--scene {file} does not exist.", hint=f"Check the path. An example: {USAGE}")
     for name in ("tiles", "queue"):
         given = getattr(words, name)
         if given and Path(given).suffix.lower() not in (".parquet", ".csv"):
             raise ConfigError(f"--{name} {given} is no table.", hint="Give the .parquet or .csv that was written.")
+    told = read_as(Path(words.tiles))
+    sensor, bands, baseline, resolution, crs = (getattr(words, name) or told.get(name, "") for name in ASKED)
     return TileOptions(
         bundle=Path(words.bundle), tiles=Path(words.tiles), scene=words.scene, store=words.store,
-        queue=Path(words.queue) if words.queue else None, identity=Identity.of(words), sensor=words.sensor,
-        bands=words.bands, baseline=words.baseline, resolution=words.resolution or None, crs=words.crs or None,
-        threads=words.threads,
+        queue=Path(words.queue) if words.queue else None, identity=Identity.of(words), sensor=sensor, bands=bands,
+        baseline=baseline, resolution=float(resolution) if resolution else None, crs=crs or None,
+        threads=words.threads, asset=words.asset, blinded=words.blinded,
     )  # fmt: skip

@@ -15,12 +15,13 @@ from apps.access import identify
 from apps.components import TILES, icon, notice, show_problem, style
 from apps.map_page import map_page
 from apps.resources import drafts, open_ledger, open_store, settle
-from apps.reviewing import about, log_out, other_page, role_switch
+from apps.reviewing import about, blinded_switch, log_out, other_page, role_switch
 from apps.satellite_options import TileOptions, parse_tile_options
 from apps.satellite_session import NOTICE, TITLE, TileSession, open_ground
 from apps.satellite_team_page import tiles_team_page
 from apps.tile_page import tile_page
 from vitdomains.core.errors import VitDomainsError
+from vitdomains.core.geo.inputs import files_of
 
 
 def main() -> None:
@@ -67,10 +68,12 @@ def open_session(options: TileOptions) -> TileSession:
 def _sidebar(session: TileSession) -> None:
     """Who reviews with what, and the few switches."""
     with st.sidebar:
-        scene = f"Scene: {Path(session.ground.scene.path).name}, {len(session.tiles):,} tiles"
+        files = ", ".join(Path(file).name for file in files_of(session.ground.scene.path))
+        scene = f"Scene: {files}, {len(session.tiles):,} tiles"
         about(session, [f"Model: {session.facts.model}, bundle {session.facts.id}", scene])
         other_page("team", "Team, agreement, export", "Map")
         role_switch(session)
+        blinded_switch(session)
         log_out(session)
 
 

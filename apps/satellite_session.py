@@ -42,9 +42,10 @@ def open_ground(options: TileOptions) -> Ground:
         VitDomainsError: Bundle, tiles or scene cannot be read, or do not fit each other.
     """
     facts = read_facts(options.bundle, DOMAINS, ("singlelabel", "multilabel"))
-    path = scene_path(options.scene)
     words = tuple(word.strip() for word in options.bands.split(",") if word.strip()) or facts.bands
-    scene = SceneImage(path, options.resolution, options.crs, options.sensor or facts.sensor, words)
+    sensor = options.sensor or facts.sensor
+    path = scene_path(options.scene, options.asset, sensor, words)
+    scene = SceneImage(path, options.resolution, options.crs, sensor, words)
     tiles = read_tiles(options.tiles, path, scene.info, facts, options.queue)
     engine = TileEngine(facts, options, path)
     engine.start()
@@ -101,6 +102,10 @@ class TileSession(Reviewing):
         if self.single:
             return {SUBJECT: self.tiles.classes[int(called.argmax())]} if called.any() else {}
         return {c: "present" if yes else "absent" for c, yes in zip(self.tiles.classes, called, strict=True)}
+
+    def seen_calls(self, row: int) -> dict[str, str]:
+        """``calls``, as far as this reviewer may see them now."""
+        return self.calls(row) if self.revealed(str(self.tiles.table["item"].iat[row])) else {}
 
     def said(self) -> dict[str, dict[str, str]]:
         """Item to what this reviewer's latest decision says: subject to class name, ``present``, ``not NAME`` and so on."""

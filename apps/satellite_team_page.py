@@ -21,7 +21,7 @@ def tiles_team_page(session: TileSession) -> None:
     st.button("Map", on_click=go, kwargs={"show": ""}, key="to-map", shortcut="Esc")
     if session.reviewer.roles & {"adjudicator", "admin"}:
         _export(session)
-        agreement_part(session, "Class" if not session.single else "Subject", "tiles", blinded_choice=False)
+        agreement_part(session, "Class" if not session.single else "Subject", "tiles")
     else:
         soft(
             "What others said, and how far reviewers agree, is shown to adjudicators and admins: readers stay independent."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -16,6 +16,7 @@ from rasterio.windows import Window as Part
 
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.geo.info import place
+from vitdomains.core.geo.inputs import files_of
 from vitdomains.core.geo.raster import RasterInfo, describe_raster, open_raster, read_window
 from vitdomains.satellite.sensors import band_named, match_bands, sensor_named
 
@@ -61,7 +62,7 @@ class SceneImage:
     """A raster for the eye.
 
     Args:
-        path: A file or address.
+        path: A file or address; or several (``inputs.py``), one for each of ``bands``.
         resolution, crs: Of the grid on which its tiles lie, as for ``read_window``; None: the file's own.
         sensor: What took it, or empty.
         bands: ``name=number`` of bands that the file does not name.
@@ -80,8 +81,20 @@ class SceneImage:
         bands: tuple[str, ...] = (),
     ) -> None:
         self.path, self.resolution, self.crs = path, resolution, crs
-        self.info: RasterInfo = describe_raster(path, resolution=resolution, crs=crs)
+        files = files_of(path)
+        self.info: RasterInfo = describe_raster(files[0], resolution=resolution, crs=crs)
         self._native = resolution is None and crs is None and self.info.georeference != "gcps"
+        self._files: list[SceneImage] = []
+        if len(files) > 1:
+            if len(files) != len(bands):
+                raise ConfigError(
+                    f"{len(files)} files are not the {len(bands)} bands that the bundle takes.",
+                    hint="Give one file for each band, in the order of the bundle, or the STAC item.",
+                )
+            self._files = [SceneImage(file, resolution, crs) for file in files]
+            bands = tuple(name.partition("=")[0] for name in bands)
+            count = len(bands)
+            self.info = replace(self.info, path=path, count=count, indexes=(*range(1, count + 1),), bands=bands)
         self.roles = band_roles(self.info, sensor, bands)
         self._limits: dict[tuple[int, str], tuple[float, float]] = {}
 
@@ -115,7 +128,7 @@ class SceneImage:
         """All of the scene, its longer side at most ``side`` pixels."""
         return self.part(look, (0, 0, self.info.width, self.info.height), side)
 
-    def part(self, look: Look, window: tuple[int, int, int, int], side: int) -> Shown:
+    def part(self, look: Look, window: Rect, side: int) -> Shown:
         """A window of the scene (column, row, width, height), which may reach over its edges; native where that is smaller.
 
         Raises:
@@ -145,10 +158,10 @@ class SceneImage:
             self._limits[key] = float(low), float(high)
         return self._limits[key]
 
-    def _read(
-        self, bands: list[int], window: tuple[int, int, int, int], side: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.bool_], Rect]:
+    def _read(self, bands: list[int], window: Rect, side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_], Rect]:
         """Pixels [C, h, w], which of them hold data, and where they lie; no side longer than ``side``."""
+        if self._files:
+            return self._beside(bands, window, side)
         left, top = max(window[0], 0), max(window[1], 0)
         right, bottom = min(window[0] + window[2], self.info.width), min(window[1] + window[3], self.info.height)
         if left >= right or top >= bottom:
@@ -158,12 +171,29 @@ class SceneImage:
             return self._decimated(bands, (left, top, right - left, bottom - top), shrink)
         return self._warped(bands, (left, top, right - left, bottom - top), shrink)
 
+    def _beside(self, bands: list[int], window: Rect, side: int) -> tuple[NDArray[np.float32], NDArray[np.bool_], Rect]:
+        """Bands from a file each, which may have larger or smaller pixels than the first, over the same ground."""
+        planes: list[NDArray[np.float32]] = []
+        masks: list[NDArray[np.uint8]] = []
+        rect: Rect = (0, 0, 1, 1)
+        for number in bands:
+            scene = self._files[number - 1]
+            x, y = scene.info.width / self.info.width, scene.info.height / self.info.height
+            part = window[0] * x, window[1] * y, window[2] * x, window[3] * y
+            pixels, valid, found = scene._read([1], part, side)
+            if not planes:
+                rect = found[0] / x, found[1] / y, found[2] / x, found[3] / y
+            size = (planes or pixels)[0].shape[::-1]
+            planes.append(cv2.resize(pixels[0], size, interpolation=cv2.INTER_NEAREST))
+            masks.append(cv2.resize(valid.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST))
+        return np.stack(planes), np.logical_and.reduce(masks), rect
+
     def _decimated(
-        self, bands: list[int], window: tuple[int, int, int, int], shrink: float
+        self, bands: list[int], window: Rect, shrink: float
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], Rect]:
         left, top, width, height = window
         shape = max(1, round(height / shrink)), max(1, round(width / shrink))
-        part = Part.from_slices((top, top + height), (left, left + width))
+        part = Part(left, top, width, height)
         means: dict[str, Any] = {"window": part, "resampling": Resampling.average if shrink > 1 else Resampling.nearest}
         with open_raster(self.path) as dataset:
             raw = dataset.read(bands, out_shape=(len(bands), *shape), masked=True, **means)
@@ -176,7 +206,7 @@ class SceneImage:
         return np.nan_to_num(pixels), valid, (left, top, width, height)
 
     def _warped(
-        self, bands: list[int], window: tuple[int, int, int, int], shrink: float
+        self, bands: list[int], window: Rect, shrink: float
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_], Rect]:
         resolution = self.resolution
         if shrink > 1:

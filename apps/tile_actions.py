@@ -27,18 +27,22 @@ _BULK, _UNDO = "bulk-", "undo-"  # beginnings of tokens: which rows belong toget
 
 
 def class_order(session: TileSession, row: int) -> list[str]:
-    """Classes as the page lists them: in the bundle's order where each has a key, so that keys stay; else by probability."""
+    """Classes as the page lists them: in the bundle's order where each has a key, so that keys stay, or where the model is not
+    shown; else by probability."""
     classes = session.tiles.classes
-    if session.single and len(classes) <= KEYED:
+    if (session.single and len(classes) <= KEYED) or not session.revealed(str(session.tiles.table["item"].iat[row])):
         return list(classes)
     p = np.nan_to_num(session.tiles.probabilities[row], nan=-1.0)
     return [classes[k] for k in np.argsort(-p, kind="stable")]
 
 
 def focus(session: TileSession, row: int) -> str:
-    """The class in focus, whose heat map is shown: what the address says, else the most probable."""
+    """The class in focus, whose heat map is shown: what the address says, else the most probable; blinded, the first."""
     named = st.query_params.get("heat", "")
-    return named if named in session.tiles.classes else session.tiles.classes[max(0, int(session.tiles.code[row]))]
+    if named in session.tiles.classes:
+        return named
+    shown = session.revealed(str(session.tiles.table["item"].iat[row]))
+    return session.tiles.classes[max(0, int(session.tiles.code[row])) if shown else 0]
 
 
 def move_focus(session: TileSession, row: int, by: int) -> None:
@@ -56,7 +60,7 @@ def answer_now(session: TileSession, item: str, which: int) -> None:
     """The subject in focus is answered by a key or a button; of several, the next one without an answer gets the focus."""
     row = session.tiles.position[item]
     draft, subject = session.draft(item, row), subject_in_focus(session, row)
-    draft.put(subject, options_of(session.calls(row).get(subject, ""), revealed=True)[which])
+    draft.put(subject, options_of(session.seen_calls(row).get(subject, ""), revealed=True)[which])
     if not session.single:
         order = class_order(session, row)
         at = order.index(subject)
@@ -69,7 +73,7 @@ def choose_class(session: TileSession, item: str, name: str) -> None:
     if not session.single:
         go(heat=name)
         return
-    session.draft(item, row).put(SUBJECT, "agree" if session.calls(row).get(SUBJECT) == name else name)
+    session.draft(item, row).put(SUBJECT, "agree" if session.seen_calls(row).get(SUBJECT) == name else name)
 
 
 def choose_other(session: TileSession, item: str, key: str) -> None:
@@ -92,12 +96,12 @@ def save(session: TileSession, item: str) -> bool:
     row = session.row(item)
     if row is None:
         return False
-    draft = session.draft(item, row)
+    draft, shown = session.draft(item, row), session.revealed(item)
     try:
         session.require(session.role)
         made = decision_of(
             draft, item=item, bundle_id=model_of(session, row), reviewer=session.reviewer.name, role=session.role,
-            probabilities=session.tiles.shown(row), calls=session.calls(row), blinded=False,
+            probabilities=session.tiles.shown(row), calls=session.calls(row), blinded=not shown,
         )  # fmt: skip
         (number,) = session.store.add(made)
     except VitDomainsError as error:
@@ -105,20 +109,26 @@ def save(session: TileSession, item: str) -> bool:
         return False
     draft.saved()
     session.ledger.refresh()
+    if not shown:
+        # From here on the page speaks of the model's calls: the answers are put into those words.
+        session.drafts.pop((session.reviewer.name, session.role, item), None)
     said = session.said()[item]
     say(f"Saved as decision {number}: {label(said[SUBJECT]) if session.single else f'{len(said)} classes'}.")
     return True
 
 
 def finish(session: TileSession, item: str) -> None:
-    """The one key: save what was said and go on to the next tile that is not reviewed."""
+    """The one key: save what was said and go on to the next tile that is not reviewed; blinded, the model is shown before."""
     row = session.row(item)
     if row is None:
         return
-    draft = session.draft(item, row)
+    draft, hidden = session.draft(item, row), not session.revealed(item)
     if draft.changed and draft.answers:
-        if not save(session, item):
+        if not save(session, item) or hidden:
             return
+    elif hidden:
+        say("Say what the tile is; the model is shown after that.")
+        return
     elif not draft.answers:
         say("Nothing was judged: nothing saved.")
     following = next_unread(session, item)
@@ -131,7 +141,7 @@ def agree_and_next(session: TileSession, item: str) -> None:
     """Agree with all that has no answer yet, save, and go on."""
     row = session.tiles.position[item]
     draft = session.draft(item, row)
-    for subject in session.calls(row):
+    for subject in session.seen_calls(row):
         if session.single or subject not in draft.answers:
             draft.put(subject, "agree")
     finish(session, item)
@@ -141,6 +151,8 @@ def accept_all(session: TileSession, rows: NDArray[np.int64]) -> None:
     """Agree with the model on many tiles: a decision each, all or none of them."""
     batch = uuid.uuid4().hex
     made = []
+    if session.blinded:
+        return
     for n, row in enumerate(map(int, rows)):
         calls = session.calls(row)
         if calls:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from apps.facts import BundleFacts
 from apps.loaded_model import LoadedModel
 from apps.satellite_options import TileOptions
 from apps.viewer import Picture, heat_picture
+from vitdomains.core.geo.addresses import is_remote
+from vitdomains.core.geo.inputs import BESIDE, files_of, find_input
+from vitdomains.satellite.sensors import catalogue_names
 
 HEATS_KEPT = 600
 Extent = tuple[int, int, int, int]
@@ -82,8 +86,11 @@ def _picture_reader() -> Any:
     return read_image
 
 
-def scene_path(scene: str) -> str:
-    """The scene as ``map`` names it: an address, or an absolute path."""
-    from vitdomains.core.geo.addresses import is_remote
+def scene_path(scene: str, asset: str = "", sensor: str = "", bands: Sequence[str] = ()) -> str:
+    """The scene as ``map`` names it: addresses or absolute paths, those of a STAC item's assets where it is one.
 
-    return scene if is_remote(scene) else str(Path(scene).resolve())
+    Raises:
+        ImageError: It is not clear which of an item's assets were mapped.
+    """
+    found = find_input(scene, asset=asset, bands=catalogue_names(sensor, bands)).path
+    return BESIDE.join(file if is_remote(file) else str(Path(file).resolve()) for file in files_of(found))

@@ -18,10 +18,12 @@ from rasterio.io import MemoryFile
 
 from apps.satellite_session import TileSession
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.geo.inputs import files_of
 from vitdomains.core.geo.raster import read_window
 from vitdomains.core.manifest import Manifest, make_manifest, write_manifest
 from vitdomains.core.review_agreement import Rule, consensus, readings
 from vitdomains.core.review_export import SUBJECT, training_manifest
+from vitdomains.satellite.stack import resolution_of
 
 FORMATS = {
     ".gpkg": ("GeoPackage", "application/geopackage+sqlite3"),
@@ -145,21 +147,27 @@ def tile_file(session: TileSession, window: tuple[int, ...]) -> bytes:
     scene = session.ground.scene
     info, asked = scene.info, session.options
     col, row, width, height = window
-    found = read_window(scene.path, (col, row, width, height), resolution=asked.resolution, crs=asked.crs)
-    dtype = info.dtype if info.dtype in _EXACT and asked.resolution is None and asked.crs is None else "float32"
-    crs: CRS | None = found.crs
+    files = files_of(scene.path)
+    resolutions = [resolution_of(file, files[0], asked.resolution, asked.crs) for file in files]
+    parts = [read_window(file, (col, row, width, height), resolution=own, crs=asked.crs)
+             for file, own in zip(files, resolutions, strict=True)]  # fmt: skip
+    valid = np.logical_and.reduce([part.valid for part in parts])
+    stored = info.dtype in _EXACT and asked.crs is None and set(resolutions) == {None}
+    dtype = info.dtype if stored else "float32"
+    crs: CRS | None = parts[0].crs
+    pixels = np.concatenate([part.pixels for part in parts]).astype(dtype)
     profile = {
-        "driver": "GTiff", "dtype": dtype, "count": len(found.pixels), "width": width, "height": height, "crs": crs,
-        "transform": found.transform if crs else None, "nodata": info.nodata, "compress": "deflate", "photometric": "minisblack",
+        "driver": "GTiff", "dtype": dtype, "count": len(pixels), "width": width, "height": height, "crs": crs,
+        "transform": parts[0].transform if crs else None, "nodata": info.nodata, "compress": "deflate",
+        "photometric": "minisblack",
     }  # fmt: skip
-    pixels = found.pixels.astype(dtype)
     if info.nodata is not None:
-        pixels[:, ~found.valid] = info.nodata
+        pixels[:, ~valid] = info.nodata
     with MemoryFile() as memory:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), memory.open(**profile) as file:
             file.write(pixels)
             if info.bands:
                 file.descriptions = info.bands
-            if not found.valid.all() and info.nodata is None:
-                file.write_mask(found.valid)
+            if not valid.all() and info.nodata is None:
+                file.write_mask(valid)
         return bytes(memory.getbuffer())

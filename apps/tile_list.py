@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from apps.facts import BundleFacts
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.geo.addresses import is_remote
+from vitdomains.core.geo.addresses import is_remote, shown
 from vitdomains.core.geo.info import place
+from vitdomains.core.geo.inputs import files_of, shown_path
 from vitdomains.core.geo.raster import RasterInfo
 from vitdomains.core.geo.styles import Labels, class_colours
 from vitdomains.core.geo.tiles_table import PLACE, classes_of
@@ -102,7 +103,7 @@ def read_tiles(tiles: Path, scene: str, info: RasterInfo, facts: BundleFacts, qu
 
     Args:
         tiles: What ``map`` wrote.
-        scene: Path or address of the raster.
+        scene: Path or address of the raster, as ``scene_path`` has it.
         info: Of the raster, on the grid on which it was mapped.
         facts: Of the bundle.
         queue: What ``queue`` wrote.
@@ -153,13 +154,11 @@ def _of_scene(table: pd.DataFrame, scene: str, tiles: Path) -> pd.DataFrame:
     """The rows whose path is the scene; else, where it was moved, those whose file has its name."""
     if not len(table):
         raise ManifestError(f"{tiles} holds no tile.", hint="Run map on a scene that holds data.")
-    whole = scene if is_remote(scene) else str(Path(scene).resolve())
-    found = table[table["path"] == whole]
+    found = table[table["path"] == shown_path(scene)]
     if not len(found):
-        name = Path(scene.split("?")[0]).name
-        found = table[table["path"].map(lambda p: Path(str(p)).name) == name]
+        found = table[table["path"].map(_names) == _names(scene)]
     if not len(found) or found["path"].nunique() > 1:
-        names = sorted({Path(str(p)).name for p in table["path"].unique()})
+        names = sorted({", ".join(_names(p)) for p in table["path"].unique()})
         raise ManifestError(
             f"{tiles} has no tile of {scene}; its scenes are {', '.join(names[:8])}.",
             hint="Give one of them as --scene.",
@@ -170,6 +169,11 @@ def _of_scene(table: pd.DataFrame, scene: str, tiles: Path) -> pd.DataFrame:
             hint="Map the scene first: python -m vitdomains.satellite map. For image files there is apps/zeroshot_review.py.",
         )
     return found
+
+
+def _names(path: object) -> tuple[str, ...]:
+    """The names of the files of a path, which stay when they are moved."""
+    return tuple(Path(shown(file)).name for file in files_of(str(path)))
 
 
 def _check_place(table: pd.DataFrame, tiles: Path, info: RasterInfo) -> None:
@@ -210,12 +214,13 @@ def _corner(tiles: Path, tile_id: str, info: RasterInfo) -> tuple[float, float] 
 def _items(table: pd.DataFrame, scene: str, info: RasterInfo) -> list[str]:
     """A hash of the scene's content, its grid and the window: the same tile wherever the files lie, whoever mapped it."""
     mark = hashlib.sha256()
-    if is_remote(scene):
-        mark.update(scene.split("?")[0].encode())
-    else:
-        size = Path(scene).stat().st_size
+    for path in files_of(scene):
+        if is_remote(path):
+            mark.update(path.split("?")[0].encode())
+            continue
+        size = Path(path).stat().st_size
         mark.update(str(size).encode())
-        with Path(scene).open("rb") as file:
+        with Path(path).open("rb") as file:
             for at in sorted({0, max(0, size // 2 - SAMPLE // 2), max(0, size - SAMPLE)}):
                 file.seek(at)
                 mark.update(hashlib.sha256(file.read(SAMPLE)).digest() + str(at).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from html import escape
 from typing import Any
 
@@ -17,7 +18,7 @@ from apps.map_page import no_tile
 from apps.map_pane import look_choices, map_pane
 from apps.resources import go
 from apps.satellite_session import TileSession
-from apps.tile_view import TileFilters, in_sight
+from apps.tile_view import TileFilters, colourings, in_sight
 from vitdomains.core.review_export import SUBJECT
 
 PANEL_HEIGHT = 300
@@ -41,9 +42,10 @@ def tile_page(session: TileSession, item: str) -> None:
     _header(session, item, row, rows)
     left, right = st.columns([1.75, 1], gap="small")
     with left:
-        method = _choices(session, name)
+        method = _choices(session, item, name)
         with st.container():
-            map_pane(session, rows, "class", 248, item, name if session.tiles.labelled[row] else "", method)
+            colouring = next(iter(colourings(session)))
+            map_pane(session, rows, colouring, 248, item, name if session.tiles.labelled[row] else "", method)
         soft(CAUTION)
     with right:
         _answers(session, item, row, draft, name)
@@ -69,10 +71,14 @@ def _header(session: TileSession, item: str, row: int, rows: Any) -> None:
     title.markdown(plain(" · ".join(filter(None, (f"tile {tile['tile_id']}", where, queued)))))
 
 
-def _choices(session: TileSession, name: str) -> str:
-    """Bands, stretch, and the method of the heat map."""
+def _choices(session: TileSession, item: str, name: str) -> str:
+    """Bands, stretch, and the method of the heat map; none where the model is not shown."""
     places = st.columns([1.3, 1, 1.7], vertical_alignment="bottom")
     look_choices(session, places[:2])
+    if not session.revealed(item):
+        with places[2]:
+            soft("blinded: the model is shown when you have decided")
+        return ""
     with problems():
         known = session.ground.engine.methods()
         named = st.query_params.get("method", known[0])
@@ -87,7 +93,9 @@ def _choices(session: TileSession, name: str) -> str:
 
 
 def _answers(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
-    _verdict_line(session, row)
+    revealed = session.revealed(item)
+    if revealed:
+        _verdict_line(session, row)
     shown = min(len(session.tiles.classes), tile_actions.KEYED + 1) if session.single else len(session.tiles.classes)
     with st.container(height=min(PANEL_HEIGHT, 42 * shown + 34), border=True, gap="small"):
         if session.single:
@@ -101,10 +109,10 @@ def _answers(session: TileSession, item: str, row: int, draft: Draft, name: str)
     take_back, agree, go_on = st.columns([0.7, 1.3, 1.3])
     take_back.button("Undo", key="undo", shortcut="Z", width="stretch", on_click=tile_actions.undo, args=(session,),
                      help="Take your last decision back: a new row, nothing is erased")  # fmt: skip
-    agree.button("Agree and next", key="agree-next", shortcut="Shift+A", width="stretch", disabled=not session.calls(row),
+    agree.button("Agree and next", key="agree-next", shortcut="Shift+A", width="stretch", disabled=not session.seen_calls(row),
                  on_click=tile_actions.agree_and_next, args=(session, item))  # fmt: skip
-    go_on.button("Save and next", key="finish", type="primary", shortcut="N", width="stretch", on_click=tile_actions.finish,
-                 args=(session, item))  # fmt: skip
+    go_on.button("Save and next" if revealed else "Save, show the model", key="finish", type="primary", shortcut="N",
+                 width="stretch", on_click=tile_actions.finish, args=(session, item))  # fmt: skip
     problem = st.session_state.pop("problem", None)
     if problem is not None:
         show_problem(problem)
@@ -127,8 +135,8 @@ def _verdict_line(session: TileSession, row: int) -> None:
 
 def _classes(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
     """Single-label: a class a row; its key or button says that the tile is this."""
-    order, p = tile_actions.class_order(session, row), session.tiles.shown(row)
-    call = session.calls(row).get(SUBJECT, "")
+    order, p = tile_actions.class_order(session, row), _probabilities(session, item, row)
+    call = session.seen_calls(row).get(SUBJECT, "")
     word = draft.answers.get(SUBJECT, "")
     said = call if word == "agree" else word
     for number, c in enumerate(order[: tile_actions.KEYED], start=1):
@@ -142,13 +150,13 @@ def _classes(session: TileSession, item: str, row: int, draft: Draft, name: str)
         key = draft.widget(SUBJECT)
         st.selectbox("Another class", rest, index=rest.index(said) if said in rest else None, key=key,
                      label_visibility="collapsed", placeholder=f"Another of {len(session.tiles.classes)} classes",
-                     format_func=lambda c: f"{label(c)}  {p[c]:.2f}", on_change=tile_actions.choose_other,
-                     args=(session, item, key))  # fmt: skip
+                     format_func=lambda c: label(c) + (f"  {p[c]:.2f}" if p[c] == p[c] else ""),
+                     on_change=tile_actions.choose_other, args=(session, item, key))  # fmt: skip
 
 
 def _findings(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
     """Multi-label: each class is answered by itself; the one in focus has the keys and the heat map."""
-    calls, p = session.calls(row), session.tiles.shown(row)
+    calls, p = session.seen_calls(row), _probabilities(session, item, row)
     for c in tile_actions.class_order(session, row):
         text, choice = st.columns([0.8, 1], vertical_alignment="center")
         with text:
@@ -161,11 +169,16 @@ def _findings(session: TileSession, item: str, row: int, draft: Draft, name: str
         )  # fmt: skip
 
 
+def _probabilities(session: TileSession, item: str, row: int) -> dict[str, float]:
+    """Class to probability; NaN where the model is not shown."""
+    return session.tiles.shown(row) if session.revealed(item) else dict.fromkeys(session.tiles.classes, math.nan)
+
+
 def _bar(session: TileSession, name: str, probability: float, *, now: bool, called: bool, title: str = "") -> str:
     k = session.tiles.classes.index(name)
     r, g, b = (int(v) for v in session.tiles.palette[k])
     if probability != probability:
-        number, width = "no probability", 0.0
+        number, width = "", 0.0
     else:
         number, width = f"{probability:.2f}" + (" <b>called</b>" if called else ""), 100 * probability
     threshold = "" if session.single else f'<b style="left:{100 * session.facts.thresholds[k]:.0f}%"></b>'
@@ -178,7 +191,7 @@ def _bar(session: TileSession, name: str, probability: float, *, now: bool, call
 
 def _focus_buttons(session: TileSession, item: str, row: int, draft: Draft) -> None:
     subject = tile_actions.subject_in_focus(session, row)
-    call, chosen = session.calls(row).get(subject, ""), draft.answers.get(subject, "")
+    call, chosen = session.seen_calls(row).get(subject, ""), draft.answers.get(subject, "")
     words = options_of(call, revealed=True)
     up, down, *three = st.columns([0.55, 0.55, 1, 1.1, 1], gap="small")
     up.button("▲", key="up", shortcut="Up", on_click=tile_actions.move_focus, args=(session, row, -1), width="stretch",

@@ -72,16 +72,21 @@ class TileFilters:
         """What the page's address says; what it cannot mean is taken for the default."""
         q = st.query_params
         status, sort, name = q.get("status", "all"), q.get("sort", "listed"), q.get("class", "")
+        status = status if status in status_choices(session) else "all"
+        sort = sort if sort in sort_choices(session) else "listed"
+        search, area = q.get("search", ""), points_of(q.get("area", ""))
+        if session.blinded:  # filters of what the model said would tell it
+            return cls(status=status, sort=sort, search=search, area=area)
         return cls(
-            status=status if status in status_choices(session) else "all",
+            status=status,
             name=name if name in session.tiles.classes else "",
             low=_number(q.get("low", ""), 0.0),
             high=_number(q.get("high", ""), 1.0),
             margin=_number(q.get("margin", ""), 1.0),
             entropy=_number(q.get("entropy", ""), 0.0),
-            sort=sort if sort in sort_choices(session) else "listed",
-            search=q.get("search", ""),
-            area=points_of(q.get("area", "")),
+            sort=sort,
+            search=search,
+            area=area,
         )
 
 
@@ -111,8 +116,14 @@ def status_choices(session: TileSession) -> dict[str, str]:
 
 
 def sort_choices(session: TileSession) -> dict[str, str]:
-    """Orders that there are."""
-    return {k: v for k, v in SORTS.items() if k != "queue" or _has_queue(session)}
+    """Orders that there are: in a blinded review none that gives the model away."""
+    known = {k: v for k, v in SORTS.items() if not session.blinded or k in ("listed", "queue")}
+    return {k: v for k, v in known.items() if k != "queue" or _has_queue(session)}
+
+
+def colourings(session: TileSession) -> dict[str, str]:
+    """What the tiles can be coloured by: in a blinded review only by what the reviewer said."""
+    return {"status": COLOURINGS["status"]} if session.blinded else COLOURINGS
 
 
 def _has_queue(session: TileSession) -> bool:
@@ -254,17 +265,12 @@ def listed(session: TileSession, rows: NDArray[np.int64]) -> pd.DataFrame:
     table = session.tiles.table.iloc[rows]
     said = session.said()
     mine = [_short(said.get(item, {}), session) for item in table["item"]]
-    return pd.DataFrame(
-        {
-            "Tile": table["tile_id"].str.removeprefix(str(table["scene"].iloc[0]) + "_").to_numpy()
-            if len(table)
-            else [],
-            "Label": table["label"].to_numpy(),
-            "Probability": table["probability"].to_numpy(),
-            "Margin": table["margin"].to_numpy(),
-            "Mine": mine,
-        }
-    )
+    shown = {
+        "Tile": table["tile_id"].str.removeprefix(str(table["scene"].iloc[0]) + "_").to_numpy() if len(table) else []
+    }
+    if not session.blinded:
+        shown |= {c.capitalize(): table[c].to_numpy() for c in ("label", "probability", "margin")}
+    return pd.DataFrame(shown | {"Mine": mine})
 
 
 def _short(values: dict[str, str], session: TileSession) -> str:

@@ -11,6 +11,7 @@ import streamlit as st
 from apps.components import empty, hold, label, plain, soft
 from apps.resources import go
 from apps.review_session import Session
+from apps.row_list import row_list
 from apps.uploads import upload_film
 from apps.worklist_view import (
     CALLS,
@@ -35,7 +36,7 @@ def worklist_page(session: Session) -> None:
     found = in_sight(session, filters)
     read = session.ledger.read_by(session.reviewer.name, session.role)
     all_items = session.worklist.table["item"]
-    head, middle, last = st.columns([2, 3, 2], vertical_alignment="center")
+    head, middle = st.columns([2, 5], vertical_alignment="center")
     following = next_unread(session)
     head.button("Next to read", key="start", type="primary", shortcut="N", width="stretch",
                 disabled=not following, on_click=go, kwargs={"item": following})  # fmt: skip
@@ -50,7 +51,7 @@ def worklist_page(session: Session) -> None:
     elif not len(found):
         empty("No film passes the filters.", "Take a filter back, or press Clear filters.")
     else:
-        _table(session, found, last)
+        _table(session, found)
     with st.expander("Look at a film that is not in the list"):
         upload_film(session)
 
@@ -137,25 +138,15 @@ def _clear() -> None:
     go(**dict.fromkeys(("status", "finding", "call", "low", "high", "group", "sort", "search", "page"), ""))
 
 
-def _table(session: Session, found: pd.DataFrame, place: Any) -> None:
-    """One page of films; choosing a row, or its code in the box beside, opens it."""
+def _table(session: Session, found: pd.DataFrame) -> None:
+    """One page of films; a row opens its film."""
     pages = math.ceil(len(found) / PAGE)
     text = st.query_params.get("page", "1")
     page = min(pages, max(1, int(text) if text.isdecimal() else 1))
     part = found.iloc[(page - 1) * PAGE : page * PAGE]
     shown = _columns(session, part, (page - 1) * PAGE)
-    codes = {str(item): f"{number}: {str(item)[:8]}" for number, item in zip(shown["No."], part["item"], strict=True)}
-    opened = place.selectbox("Open", list(codes), index=None, format_func=codes.__getitem__, key=f"open:{page}",
-                             placeholder="Open a film of this page", label_visibility="collapsed")  # fmt: skip
-    picked = st.dataframe(
-        shown, key=f"films:{page}:{len(found)}", hide_index=True, on_select="rerun", selection_mode="single-row", height=460,
-        column_config={
-            "Probability": st.column_config.ProgressColumn(format="%.2f", min_value=0.0, max_value=1.0),
-            "Uncertainty": st.column_config.NumberColumn(format="%.2f", help="1 at the threshold, 0 at 0 and at 1"),
-        },
-    )  # fmt: skip
-    rows = picked["selection"]["rows"]
-    item = opened or (str(part["item"].iloc[rows[0]]) if rows else "")
+    row_list(shown, part["item"].tolist(), lambda item: go(item=item), key="films", label="Films in sight", height=470,
+             bars=("Probability",), notes={"Uncertainty": "1 at the threshold, 0 at 0 and at 1"})  # fmt: skip
     back, where, forth = st.columns([1, 2, 1], vertical_alignment="center")
     back.button(
         "Previous page",
@@ -175,9 +166,6 @@ def _table(session: Session, found: pd.DataFrame, place: Any) -> None:
         shortcut="PageDown",
         width="stretch",
     )
-    if item:
-        go(item=item)
-        st.rerun()
 
 
 def _columns(session: Session, part: pd.DataFrame, before: int) -> pd.DataFrame:
@@ -193,7 +181,7 @@ def _columns(session: Session, part: pd.DataFrame, before: int) -> pd.DataFrame:
     if not session.blinded:
         shown["Leading finding"] = [label(str(name)) for name in part["top"]]
         shown["Probability"] = part["probability"].tolist()
-        shown["Called"] = part["called"].tolist()
+        shown["Called"] = ["called" if yes else "" for yes in part["called"]]
         shown["Uncertainty"] = part["uncertainty"].tolist()
     return pd.DataFrame(shown)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -108,7 +109,19 @@ def scored(session: Session, finding: str) -> pd.DataFrame:
 
 
 def in_sight(session: Session, filters: Filters) -> pd.DataFrame:
-    """The films that pass the filters, in order, one row an item."""
+    """The films that pass the filters, in order, one row an item. Kept while nothing changes: a page asks several times."""
+    table, seen = session.worklist.table, session.ledger.seen
+    key = (filters, session.reviewer.name, session.role, session.shows_patients, seen)
+    kept: dict[Any, tuple[pd.DataFrame, pd.DataFrame]] = st.session_state.get("in-sight", {})
+    if key not in kept or kept[key][0] is not table:
+        # Of one state of the ledger there are two at most: with the filters of the page, and to find what is to be read next.
+        kept = {k: v for k, v in kept.items() if k[-1] == seen and v[0] is table and len(kept) < 4}
+        kept[key] = table, _in_sight(session, filters)
+        st.session_state["in-sight"] = kept
+    return kept[key][1]
+
+
+def _in_sight(session: Session, filters: Filters) -> pd.DataFrame:
     table = scored(session, filters.finding).drop_duplicates("item")
     read = session.ledger.read_by(session.reviewer.name, session.role)
     mine = session.ledger.assigned_to(session.reviewer.name, session.role)

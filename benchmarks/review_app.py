@@ -13,7 +13,8 @@ Timed by the browser's own clock, frame by frame, with Debian's Chromium; server
 ``worklist``: from the navigation of a browser with an empty cache until the rows of the list are drawn.
 ``next``: from the key ``n``, which saves a decision and goes on, until film and heat map are painted; the reader has looked
 at the film before for ``--dwell`` seconds, in which the app may prepare the next one.
-``back``: the same for the key ``Left``, walking backwards from films far apart: nothing is prepared in that direction.
+``back``: the same for the key ``Left``, pressed as soon as the map is painted, from places of the list far apart; the app
+prepares the film after that in the same direction, but only while the reader stays.
 ``link``: from the navigation to a random film's address, in a browser that has the page's code.
 A target is met where the 90th percentile is under it. Writes ``review_app.json``. Run it alone.
 """
@@ -70,13 +71,13 @@ STRIDE = 5  # steps back from one place of the list; then the next place
 WATCH = """
 window.watch = (start, before) => {
   const at = (window.timing = {});
-  const find = (root) => root.querySelector("[data-viewer]")
-    ?? [...root.querySelectorAll("*")].map((e) => e.shadowRoot && find(e.shadowRoot)).find(Boolean);
+  const find = (mark, root) => root.querySelector(mark)
+    ?? [...root.querySelectorAll("*")].map((e) => e.shadowRoot && find(mark, e.shadowRoot)).find(Boolean);
   let viewer = null;
   const look = () => {
     if (window.timing !== at) return;
-    if (document.querySelector('[data-testid="stDataFrame"] canvas td')) at.list ??= performance.now() - start;
-    if (!viewer?.isConnected) viewer = find(document);
+    if (!at.list && find("[data-rows][data-count]", document)) at.list = performance.now() - start;
+    if (!viewer?.isConnected) viewer = find("[data-viewer]", document);
     const { film, painted, heat } = viewer?.dataset ?? {};
     if (painted && painted !== before && painted === film) {
       at.film ??= performance.now() - start;

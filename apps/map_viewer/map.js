@@ -117,7 +117,7 @@ class TileMap {
       this.heat = null;
       this.heatKey = about.key;
       let wait = 100;
-      const ask = () => { this.act({ kind: "poll" }); wait = Math.min(wait * 1.4, 1500); this.timer = setTimeout(ask, wait); };
+      const ask = () => { this.act({ kind: "poll" }); wait = Math.min(wait * 1.4, 400); this.timer = setTimeout(ask, wait); };
       this.timer = setTimeout(ask, wait);
     } else if (!about?.url) {
       this.heat = null;
@@ -398,7 +398,7 @@ class TileMap {
     tip.hidden = i < 0;
     if (i >= 0) {
       const name = this.data.tiles.names[this.places.code[i]];
-      tip.textContent = name ? `${name} ${(this.places.percent[i] / 100).toFixed(2)}` : "no label";
+      tip.textContent = name ? `${name} ${(this.places.percent[i] / 100).toFixed(2)}` : this.data.tiles.absent;
       const x = e.clientX - box.left, y = e.clientY - box.top;
       tip.style.left = `${Math.min(x + 12, box.width - tip.offsetWidth - 4)}px`;
       tip.style.top = `${y > 40 ? y - 26 : y + 16}px`;

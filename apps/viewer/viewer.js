@@ -101,7 +101,7 @@ class Viewer {
       this.heatKey = data.heat.key;
       this.heat = null;
       let wait = 120;
-      const ask = () => { this.act({ kind: "poll" }); wait = Math.min(wait * 1.4, 1500); this.timer = setTimeout(ask, wait); };
+      const ask = () => { this.act({ kind: "poll" }); wait = Math.min(wait * 1.4, 400); this.timer = setTimeout(ask, wait); };
       this.timer = setTimeout(ask, wait);
     } else if (!data.heat?.url) {
       this.heat = null;

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from apps.worklist import Worklist
 from tests.apps.conftest import SCRIPT, App, Listen
+from tests.apps.rows import lists
 from tests.apps.test_cxr_review import click, texts
 
 
@@ -56,7 +57,7 @@ def test_nobody_gets_in_from_elsewhere_without_a_name(app: App, listen_at: Liste
     app.arguments()
     page = opened()
     assert "nothing says who its users are" in problem(page) and "--user_header" in problem(page)
-    assert not page.dataframe and not page.sidebar.button
+    assert not lists(page) and not page.sidebar.button
 
 
 @pytest.mark.parametrize("header", ["X_Forwarded_For", "x_real_ip", "Forwarded", "Via"])
@@ -74,10 +75,10 @@ def test_the_proxys_header_names_the_reviewer(app: App, listen_at: Listen, send:
         assert "carries no X-Forwarded-User" in problem(opened())
     send(x_forwarded_user="bob@example.org")
     page = opened()
-    assert not page.error and "hold no role yet" in texts(page) and not page.dataframe
+    assert not page.error and "hold no role yet" in texts(page) and not lists(page)
     app.store.grant("bob@example.org", "reader", by="root")
     page = opened()
-    assert page.dataframe and "Reviewer: bob@example.org (reader)" in texts(page)
+    assert lists(page) and "Reviewer: bob@example.org (reader)" in texts(page)
     assert not [t for t in page.toggle if t.key == "adjudicate"]
     assert "ann" not in texts(page).replace("scanned", "")  # the local name plays no part
 
@@ -86,7 +87,7 @@ def test_a_login_names_the_reviewer(app: App, listen_at: Listen) -> None:
     listen_at("0.0.0.0")
     app.arguments("--admin", "eve@example.org")
     page = opened(secrets=True, user={"is_logged_in": False})
-    assert [b.label for b in page.button] == ["Log in"] and not page.dataframe
+    assert [b.label for b in page.button] == ["Log in"] and not lists(page)
     page = opened(secrets=True, user={"is_logged_in": True, "email": "eve@example.org", "email_verified": False})
     assert "not verified" in problem(page)
     page = opened(secrets=True, user={"is_logged_in": True, "email": "eve@example.org", "email_verified": True})

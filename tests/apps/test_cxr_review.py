@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 from apps.review_session import NOTICE
 from apps.worklist import Worklist
 from tests.apps.conftest import App
+from tests.apps.rows import listed, lists
 from tests.small_run import FINDINGS
 from vitdomains.core.bundle import file_sha256
 from vitdomains.core.review import Assignment
@@ -35,12 +36,13 @@ def texts(page: AppTest) -> str:
         f"{w.label} {getattr(w, 'value', '')}" for w in itertools.chain(page.button, page.selectbox, page.text_area)
     ]
     found += [frame.value.to_csv() for frame in page.dataframe]
+    found += [str(data) for data in lists(page)]
     return "\n".join(found)
 
 
 def films(page: AppTest) -> list[str]:
     """Codes of the films in the table."""
-    return page.dataframe[0].value["Film"].tolist()
+    return listed(page)["Film"].tolist()
 
 
 def click(page: AppTest, key: str) -> AppTest:
@@ -70,7 +72,7 @@ def test_filters_from_the_address(app: App, worklist: Worklist, params: dict[str
     assert not page.exception
     table = worklist.table
     expected = table[holds(table)]  # type: ignore[operator]
-    shown = set(films(page)) if page.dataframe else set()
+    shown = set(films(page)) if lists(page) else set()
     if "call" in params:
         threshold = worklist.engine.facts.thresholds[FINDINGS.index("Effusion")]
         expected = table[table["prob:Effusion"] >= threshold]
@@ -86,9 +88,9 @@ def test_a_filter_goes_into_the_address_and_nonsense_there_is_ignored(app: App) 
     assert not page.exception and len(films(page)) == 48
     page.selectbox(key="filter:finding").select("Nodule").run()
     assert page.query_params["finding"] in ("Nodule", ["Nodule"])
-    assert set(page.dataframe[0].value["Leading finding"]) == {"Nodule"}
+    assert set(listed(page)["Leading finding"]) == {"Nodule"}
     page.selectbox(key="filter:sort").select("probability").run()
-    shown = page.dataframe[0].value["Probability"].tolist()
+    shown = listed(page)["Probability"].tolist()
     assert shown == sorted(shown, reverse=True)
 
 
@@ -113,7 +115,7 @@ def test_a_round_of_reading(app: App, worklist: Worklist) -> None:
         assert written.probabilities[name] == pytest.approx(row[f"prob:{name}"])
         assert written.calls[name] == ("present" if row[f"prob:{name}"] >= threshold else "absent")
     again = app.open()
-    assert again.dataframe[0].value["Status"].tolist()[:2] == ["read", "to read"]
+    assert listed(again)["Status"].tolist()[:2] == ["read", "to read"]
     assert "**1** read by you" in texts(again)
 
 
@@ -158,8 +160,8 @@ def test_next_without_an_answer_saves_nothing(app: App, worklist: Worklist) -> N
 
 def test_blinded_nothing_of_the_model_is_on_the_page_before_the_decision(app: App, worklist: Worklist) -> None:
     page = app.open("--blinded")
-    assert set(page.dataframe[0].value.columns) == {"No.", "Film", "Status", "View", "Sex", "Age", "Modality"}
-    assert [s.label for s in page.selectbox] == ["Status", "Order", "Open"] and not page.slider
+    assert set(listed(page).columns) == {"No.", "Film", "Status", "View", "Sex", "Age", "Modality"}
+    assert [s.label for s in page.selectbox] == ["Status", "Order"] and not page.slider
     item = worklist.table["item"].iloc[5]
     page = app.open("--blinded", item=item)
     hidden = texts(page)
@@ -192,8 +194,8 @@ def test_an_adjudicator_sees_the_readers_and_has_the_last_word(app: App, worklis
         click(click(page, key), "finish")
     as_reader = texts(app.open("--reviewer", "dora", item=item, heat="Nodule"))
     assert "ann" not in as_reader and "bob" not in as_reader
-    listed = app.open("--reviewer", "dora", status="disagreement", role="adjudicator")
-    assert films(listed) == [item[:8]] and listed.dataframe[0].value["Status"].tolist() == ["readers disagree"]
+    found = app.open("--reviewer", "dora", status="disagreement", role="adjudicator")
+    assert films(found) == [item[:8]] and listed(found)["Status"].tolist() == ["readers disagree"]
     page = app.open("--reviewer", "dora", item=item, heat="Nodule", role="adjudicator")
     assert "ann" in texts(page) and "bob" in texts(page)
     click(click(page, "say-1"), "finish")

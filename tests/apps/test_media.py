@@ -19,7 +19,7 @@ def test_a_browser_that_comes_late_still_finds_its_file() -> None:
         addresses.append(url)
 
     def end_of_a_run() -> None:
-        files.clear_session_refs("a session")
+        files.clear_session_refs("dontcare")  # the name of the session of a thread that has none
         files.remove_orphaned_files()
 
     def there(url: str) -> bool:

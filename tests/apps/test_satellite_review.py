@@ -7,7 +7,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import rasterio
+from rasterio.io import MemoryFile
+from rasterio.windows import Window
 
+from tests.apps.rows import listed
 from tests.apps.test_cxr_review import click, texts
+from tests.satellite.test_map import one_file_a_band, write_scene, write_tiny_bundle
 from tests.satellite.tile_files import write_raster
 from tests.small_map import CLASSES, SmallMap, small_map
 from vitdomains.core.errors import ConfigError, ImageError, ManifestError
 from vitdomains.core.geo.raster import describe_raster
 from vitdomains.core.manifest import read_manifest
 from vitdomains.core.review import Answer, Assignment, Decision, ReviewStore
+from vitdomains.satellite import DOMAIN
+from vitdomains.satellite.map import map_command
 
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
 
@@ -31,7 +37,7 @@ from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from apps import tile_export
-from apps.access import Identity, Reviewer
+from apps.access import Reviewer
 from apps.facts import read_facts
 from apps.ledger import Ledger
 from apps.map_pane import heat_for_viewer
@@ -86,8 +92,17 @@ class SatelliteApp:
 
     @property
     def options(self) -> TileOptions:
-        return TileOptions(self.map_.bundle, self.map_.tiles, str(self.map_.scene), None, self.url, Identity(), "", "", "",
-                           None, None, 1)  # fmt: skip
+        words = [
+            "--bundle",
+            self.map_.bundle,
+            "--tiles",
+            self.map_.tiles,
+            "--scene",
+            self.map_.scene,
+            "--store",
+            self.url,
+        ]
+        return parse_tile_options([*map(str, words), "--threads", "1"])
 
     @property
     def tiles(self) -> TileList:
@@ -131,7 +146,7 @@ def test_the_map_shows_all_labelled_tiles_with_a_legend(app: SatelliteApp) -> No
     page = app.open()
     assert not page.exception and not page.error
     found = labelled(app)
-    assert len(page.dataframe[0].value) == min(100, len(found))
+    assert len(listed(page)) == min(100, len(found))
     text = texts(page)
     assert NOTICE in text and f"**{len(found):,}** of {len(app.tiles):,} tiles in sight" in text
     counts = found["label"].value_counts()
@@ -160,23 +175,23 @@ def test_filters_from_the_address(app: SatelliteApp, params: dict[str, str], hol
     if not len(expected):
         assert "No tile passes the filters" in texts(page)
         page = click(page, "clear")
-        assert "status" not in page.query_params and len(page.dataframe[0].value) == min(100, len(table))
+        assert "status" not in page.query_params and len(listed(page)) == min(100, len(table))
 
 
 def test_nonsense_in_the_address_is_ignored_and_a_filter_goes_there(app: SatelliteApp) -> None:
     page = app.open(status="?", low="x", margin="nan", area="1,2;3", sort="?", page="99", bands="1,2,99", colour="?")
-    assert not page.exception and len(page.dataframe[0].value) == min(100, len(labelled(app)))
+    assert not page.exception and len(listed(page)) == min(100, len(labelled(app)))
     page.selectbox(key="filter:class").select("forest").run()
-    assert param(page, "class") == "forest" and set(page.dataframe[0].value["Label"]) == {"forest"}
+    assert param(page, "class") == "forest" and set(listed(page)["Label"]) == {"forest"}
     page.selectbox(key="filter:sort").select("unsure").run()
-    shown = page.dataframe[0].value["Probability"].tolist()
+    shown = listed(page)["Probability"].tolist()
     assert shown == sorted(shown)
 
 
 def test_the_queue_comes_in_its_order(app: SatelliteApp) -> None:
     queue = pd.read_parquet(app.map_.queue)["tile_id"].tolist()
     page = app.open("--queue", str(app.map_.queue), status="queue", sort="queue")
-    assert [f"scene_{tile}" for tile in page.dataframe[0].value["Tile"]] == queue
+    assert [f"scene_{tile}" for tile in listed(page)["Tile"]] == queue
     page = click(page, "start")
     assert f"tile {queue[0]}" in texts(page).replace("\\", "") and "number 1 of the queue" in texts(page)
 
@@ -207,7 +222,7 @@ def test_a_round_of_reviewing(app: SatelliteApp) -> None:
     assert first.probabilities["town"] == pytest.approx(found["prob:town"].iloc[0])
     again = app.open()
     assert "**4** reviewed by you" in texts(again)
-    assert again.dataframe[0].value["Mine"].tolist()[:5] == [
+    assert listed(again)["Mine"].tolist()[:5] == [
         found["label"].iloc[0], CLASSES[other - 1], f"not {found['label'].iloc[2]}", found["label"].iloc[3], "",
     ]  # fmt: skip
 
@@ -298,7 +313,7 @@ def test_several_labels_are_answered_one_by_one(multi: SatelliteApp) -> None:
     assert written.calls == {
         c: "present" if found[f"prob:{c}"].iloc[0] >= np.float32(0.4) else "absent" for c in CLASSES
     }
-    assert "3 classes" in multi.open().dataframe[0].value["Mine"].tolist()
+    assert "3 classes" in listed(multi.open())["Mine"].tolist()
 
 
 def test_export_with_review_columns(app: SatelliteApp, tmp_path: Path) -> None:
@@ -331,6 +346,42 @@ def test_export_with_review_columns(app: SatelliteApp, tmp_path: Path) -> None:
         where = frame.to_crs("EPSG:32633").geometry.iloc[0].bounds
         x, y = 500_000 + 10 * found["col"].iloc[0], 5_200_000 - 10 * found["row"].iloc[0]
         np.testing.assert_allclose(where, (x, y - 160, x + 160, y), atol=0.01)
+
+
+def test_blinded_nothing_of_the_model_is_shown_before_the_decision(app: SatelliteApp) -> None:
+    found = labelled(app)
+    page = app.open("--blinded", **{"class": "town", "low": "0.9", "colour": "class"})
+    assert (
+        not page.exception and set(listed(page).columns) == {"Tile", "Mine"} and f"**{len(found):,}** of" in texts(page)
+    )
+    assert page.selectbox(key="colour").options == ["my review"] and not page.slider
+    session = replace(app.session(), options=replace(app.options, blinded=True))
+    n = len(session.tiles)
+    hidden = tile_bytes(session.tiles, hidden=True)
+    assert set(np.frombuffer(hidden, "<u2", n, 16 * n)) == {len(CLASSES)} and not any(hidden[18 * n :])
+    item, label = found["item"].iloc[0], found["label"].iloc[0]
+    other = next(c for c in CLASSES if c != label)
+    page = app.open("--blinded", item=item)
+    assert "nats" not in texts(page) and f"{found['probability'].iloc[0]:.2f}" not in texts(page)
+    assert page.button(key="agree-next").disabled and not any(s.key == "method" for s in page.selectbox)
+    page = click(click(page, f"class-{CLASSES.index(other) + 1}"), "finish")
+    assert (
+        param(page, "item") == item and "nats" in texts(page) and f"{found['probability'].iloc[0]:.2f}" in texts(page)
+    )
+    (written,) = app.store.decisions()
+    assert written.blinded and written.answers["label"].label == other and written.calls == {"label": label}
+    page = click(page, "finish")
+    assert param(page, "item") == found["item"].iloc[1] and len(app.store.decisions()) == 1
+
+
+def test_blinded_several_classes_are_present_or_absent(multi: SatelliteApp) -> None:
+    item = labelled(multi)["item"].iloc[0]
+    page = multi.open(item=item, blinded="1")
+    assert all([*c.options] == ["Present", "Absent", "Unsure"] for c in page.segmented_control)
+    page = click(click(page, "say-0"), "finish")
+    (written,) = multi.store.decisions()
+    assert written.blinded and written.answers[CLASSES[0]].label == "present" and set(written.calls) == set(CLASSES)
+    assert "nats" in texts(page)
 
 
 def test_the_training_set_is_what_train_takes(app: SatelliteApp, tmp_path: Path) -> None:
@@ -448,7 +499,6 @@ def test_a_scene_on_another_grid_is_placed_right(tmp_path: Path) -> None:
 
 def test_a_hundred_thousand_tiles_stay_fast(app: SatelliteApp) -> None:
     import time
-    from dataclasses import replace
 
     session = app.session()
     n = 100_000
@@ -499,3 +549,61 @@ def test_a_heat_map_that_cannot_be_made_says_why(app: SatelliteApp, monkeypatch:
         time.sleep(0.02)
     assert "is no picture of 8 bits" in said[-1]["error"] and "Say what took it." in said[-1]["error"]
     assert "Doe" not in said[-1]["error"] and heat_for_viewer(session, extent, CLASSES[0], "gradcam") == said[-1]
+
+
+@dataclass(frozen=True)
+class SplitMap(SmallMap):
+    """A scene of 16 bits whose bands have a file each, the third with pixels of twice the size."""
+
+    @property
+    def scene(self) -> Path:
+        return self.root / "coarse.json"
+
+
+@pytest.fixture
+def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SatelliteApp]:
+    made = SplitMap(tmp_path / "split")
+    made.root.mkdir()
+    one_file_a_band(made.root, write_scene(made.root / "whole.tif", 80, 120, dtype="uint16"))
+    write_tiny_bundle(made.bundle, storage="float32")  # it does not say of which sensor
+    told = ["--sensor", "landsat8_l1", "--bands", "B4,B3,B2"]
+    words = [made.scene, "--bundle", made.bundle, "--out", made.root / "m.tif", "--tiles", made.tiles, *told]
+    assert map_command(DOMAIN, [*map(str, words), "--threads", "1"]) == 0
+    yield from started(made, tmp_path, monkeypatch)
+
+
+def test_a_scene_of_one_file_a_band_is_shown_as_it_was_mapped(split: SatelliteApp, tmp_path: Path) -> None:
+    assert (split.options.sensor, split.options.bands) == ("landsat8_l1", "B4,B3,B2"), "as map was told"
+    session = split.session()
+    scene, whole = session.ground.scene, SceneImage(str(split.map_.root / "whole.tif"))
+    assert scene.roles == {"red": 1, "green": 2, "blue": 3} and scene.band_names[1] == "B4 (red)"
+    assert next(iter(scene.presets())) == "true" and len(session.tiles) == len(pd.read_parquet(split.map_.tiles))
+    look = Look((1, 2, 3), "0")
+    for window in ((0, 0, 120, 80), (31, 17, 16, 16), (-8, -8, 32, 32)):
+        one, other = scene.part(look, window, 60), whole.part(look, window, 60)
+        assert one.rgba.shape == other.rgba.shape and one.rect == other.rect
+        np.testing.assert_array_equal(one.rgba[..., [0, 1, 3]], other.rgba[..., [0, 1, 3]])
+        assert np.abs(one.rgba[..., 2].astype(int) - other.rgba[..., 2]).mean() < 12
+    heat = session.ground.engine.heat((16, 16, 16, 16), CLASSES[0], session.ground.engine.methods()[0]).result()
+    assert heat.about["rect"] == [16, 16, 16, 16]
+    with MemoryFile(tile_export.tile_file(session, (10, 20, 16, 16))) as memory, memory.open() as tile:
+        with rasterio.open(whole.path) as file:
+            expected = file.read(window=Window(10, 20, 16, 16))
+        np.testing.assert_array_equal(tile.read((1, 2)), expected[:2])
+        assert (
+            tile.descriptions == ("B4", "B3", "B2") and np.abs(tile.read(3) - expected[2]).mean() < 0.1 * expected.max()
+        )
+    page = split.open(item=str(session.tiles.table["item"].iloc[3]))
+    assert not page.exception and not page.error
+    with pytest.raises(ConfigError, match="2 files are not the 3 bands"):
+        SceneImage(f"{whole.path}|{whole.path}", bands=("B4", "B3", "B2"))
+
+
+def test_files_that_were_moved_are_known_by_their_names(split: SatelliteApp, tmp_path: Path) -> None:
+    for name in ("red.tif", "green.tif", "coarse.tif", "coarse.json"):
+        (tmp_path / name).write_bytes((split.map_.root / name).read_bytes())
+    words = ["--bundle", str(split.map_.bundle), "--tiles", str(split.map_.tiles), "--scene"]
+    moved = open_ground(parse_tile_options([*words, str(tmp_path / "coarse.json")]))
+    assert moved.tiles.table["item"].tolist() == open_ground(split.options).tiles.table["item"].tolist()
+    with pytest.raises(ConfigError, match="nowhere.tif does not exist"):
+        parse_tile_options([*words, f"{tmp_path / 'red.tif'}|nowhere.tif"])

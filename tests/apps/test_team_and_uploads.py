@@ -9,12 +9,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pydicom
 import pytest
 
 from apps.worklist import Worklist
 from tests.apps.conftest import App
+from tests.apps.rows import listed
 from tests.apps.test_cxr_review import click, texts
 from tests.small_run import FINDINGS, SmallRun
 from vitdomains.core.review import Answer, Decision, ReviewError
@@ -139,9 +139,9 @@ def test_a_film_that_cannot_be_read_is_listed_with_the_reason(
     finish(open_worklist(run.bundle, studies, app.cache, 1))
     app.arguments(studies=studies)
     page = app.page()
-    shown: pd.DataFrame = page.dataframe[0].value
+    shown = listed(page)
     assert len(shown) == 2 and shown["Status"].tolist()[1] == "to read" and "cannot be read: 1." in texts(page)
-    assert len(app.page(status="error").dataframe[0].value) == 1
+    assert len(listed(app.page(status="error"))) == 1
     bad = open_worklist(run.bundle, studies, app.cache, 1).table["item"].iloc[0]
     page = app.page(item=bad)
     assert not page.exception and "This film cannot be read" in page.error[0].value.replace("\\", "")

@@ -70,6 +70,30 @@ def drag(page: Page, canvas: Locator, start: tuple[float, float], end: tuple[flo
     page.mouse.up()
 
 
+def test_a_row_of_the_list_opens_its_film(serve: Serve, watched: Any, run: SmallRun, tmp_path: Path) -> None:
+    seen = watched(serve("cxr_review.py", *words(run, tmp_path)))
+    page: Page = seen.page
+    seen.worklist(48)
+    rows = page.locator("[data-rows] tbody tr")
+    for way in ("mouse", "keys"):
+        third = rows.nth(2)
+        code = third.locator("td").nth(1).inner_text()
+        if way == "mouse":
+            third.click()
+        else:
+            rows.first.locator("button").focus()
+            for key in ("ArrowDown", "ArrowDown", "Enter"):
+                page.keyboard.press(key)
+        page.wait_for_url(re.compile("item="))
+        assert item_of(page)[:8] == code
+        seen.viewer(film=item_of(page), painted=item_of(page))
+        seen.press("Escape")
+        rows.first.wait_for()
+        seen.settled()
+    page.get_by_label("Status").first.wait_for()
+    assert seen.problems == []
+
+
 def test_a_whole_working_round(serve: Serve, watched: Any, run: SmallRun, tmp_path: Path, screenshots: Path) -> None:
     address = serve("cxr_review.py", *words(run, tmp_path))
     seen = watched(address)

@@ -317,32 +317,35 @@ def test_the_asset_of_an_item_is_the_one_that_fits(tmp_path: Path) -> None:
         find_input(str(tmp_path / "away.json"))
 
 
-def test_bands_in_files_of_their_own_are_put_together(tmp_path: Path) -> None:
-    scene = write_scene(tmp_path / "whole.tif", 80, 120, dtype="uint16")
+def one_file_a_band(folder: Path, scene: Path) -> dict[str, Path]:
+    """STAC items of a scene of three bands, by what the third has: a grid like the others (``blue``), larger pixels
+    (``coarse``) or another ground (``off``)."""
     with rasterio.open(scene) as source:
         for number, name in enumerate(("red", "green", "blue"), start=1):
-            with rasterio.open(tmp_path / f"{name}.tif", "w", **(source.profile | {"count": 1})) as target:
+            with rasterio.open(folder / f"{name}.tif", "w", **(source.profile | {"count": 1})) as target:
                 target.write(source.read(number), 1)
-        coarse = source.profile | {
-            "count": 1,
-            "width": 60,
-            "height": 40,
-            "transform": source.transform @ Affine.scale(2),
-        }
-        with rasterio.open(tmp_path / "coarse.tif", "w", **coarse) as target:
-            target.write(source.read(3)[::2, ::2], 1)
-        with rasterio.open(tmp_path / "off.tif", "w", **(coarse | {"transform": NORTH @ Affine.scale(2)})) as target:
-            target.write(source.read(3)[::2, ::2], 1)
-    own = write_tiny_bundle(tmp_path / "own", sensor="landsat8_l1", bands=("B4", "B3", "B2"), storage="float32")
-    kept = ["--bundle", own, "--tiles"]
-    assert run(scene, *kept, tmp_path / "w.parquet", "--out", tmp_path / "w.tif", "--bands", "B4=1,B3=2,B2=3") == 0
-    tables = {}
+        size = {"count": 1, "width": source.width // 2, "height": source.height // 2}
+        for name, transform in (("coarse", source.transform), ("off", NORTH)):
+            profile = source.profile | size | {"transform": transform @ Affine.scale(2)}
+            with rasterio.open(folder / f"{name}.tif", "w", **profile) as target:
+                target.write(source.read(3)[::2, ::2], 1)
+    items = {}
     for third in ("blue", "coarse", "off"):
         files = {"green": "green.tif", "B4": "red.tif", "third": f"{third}.tif"}
         assets = {
             key: {"href": href} | ({"bands": [{"name": "B2"}]} if key == "third" else {}) for key, href in files.items()
         }
-        item = write_stac(tmp_path / f"{third}.json", assets)
+        items[third] = write_stac(folder / f"{third}.json", assets)
+    return items
+
+
+def test_bands_in_files_of_their_own_are_put_together(tmp_path: Path) -> None:
+    scene = write_scene(tmp_path / "whole.tif", 80, 120, dtype="uint16")
+    own = write_tiny_bundle(tmp_path / "own", sensor="landsat8_l1", bands=("B4", "B3", "B2"), storage="float32")
+    kept = ["--bundle", own, "--tiles"]
+    assert run(scene, *kept, tmp_path / "w.parquet", "--out", tmp_path / "w.tif", "--bands", "B4=1,B3=2,B2=3") == 0
+    tables = {}
+    for third, item in one_file_a_band(tmp_path, scene).items():
         assert run(item, *kept, tmp_path / f"{third}.parquet", "--out", tmp_path / f"{third}.tif") == 0
         tables[third] = pd.read_parquet(tmp_path / f"{third}.parquet")
     numbers = [f"prob:{name}" for name in CLASSES]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import shutil
@@ -21,13 +22,14 @@ from vitdomains.core.geo.mapping import Drawn, Means, Scene, Tiling, draw, label
 from vitdomains.core.geo.scene import LabelTiles
 from vitdomains.core.geo.stac import Product, map_item, model_item, write_item
 from vitdomains.core.geo.styles import Labels
+from vitdomains.core.geo.tiles_table import READ_AS
 from vitdomains.core.predict import Predictor
 from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.runtime_choice import PRECISIONS
 from vitdomains.core.runtimes import RUNTIMES
 from vitdomains.core.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.satellite.sensors import band_named, sensor_named
+from vitdomains.satellite.sensors import band_named, catalogue_names, sensor_named
 from vitdomains.satellite.stack import read_scene
 
 logger = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def map_command(domain: Domain, argv: list[str]) -> int:
     )
     scenes: list[Scene] = []
     for word in words.scenes:
-        found = find_input(word, asset=words.asset, bands=_band_names(spec))
+        found = find_input(word, asset=words.asset, bands=catalogue_names(spec.sensor, spec.bands))
         taken = {scene.name for scene in scenes}
         scenes.append(open_scene(found.path, tiling, taken, item=found.item, when=_when(words, found)))
     _check_types(scenes, spec)
@@ -77,7 +79,8 @@ def map_command(domain: Domain, argv: list[str]) -> int:
         shards = label_scenes(scenes, work, folder, context, means, on_progress)
         drawn = draw(
             scenes, shards, folder, labels, out, probabilities=soft, tiles=tiles,
-            vectors=[Path(word) for word in (words.geojson, words.gpkg) if word], on_progress=on_progress,
+            vectors=[Path(word) for word in (words.geojson, words.gpkg) if word],
+            about={READ_AS: json.dumps(_told(words, spec))}, on_progress=on_progress,
         )  # fmt: skip
     _describe(scenes, bundle, labels, out, soft, tiles)
     if not words.keep_shards:
@@ -213,13 +216,11 @@ def _when(words: argparse.Namespace, found: Input) -> datetime | None:
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def _band_names(spec: PreprocessSpec) -> list[set[str]]:
-    """The names that each band goes by in catalogues."""
-    plain = [name.partition("=")[0] for name in spec.bands]
-    if not spec.sensor:
-        return [{name} for name in plain]
-    known = [band_named(sensor_named(spec.sensor), name) for name in plain]
-    return [{band.name, *band.aliases} for band in known]
+def _told(words: argparse.Namespace, spec: PreprocessSpec) -> dict[str, str]:
+    """How the scenes were read: the review app reads them in the same way."""
+    resolution = str(words.resolution) if words.resolution else ""
+    return {"sensor": spec.sensor, "bands": ",".join(spec.bands), "baseline": words.baseline, "resolution": resolution,
+            "crs": words.crs}  # fmt: skip
 
 
 def _signature(path: str) -> list[Any]:

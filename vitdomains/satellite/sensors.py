@@ -20,8 +20,8 @@ from vitdomains.core.geo.raster import Extent, Window, describe_raster, read_win
 from vitdomains.satellite.sensor_table import SENSORS, Band, Sensor, Statistics
 
 __all__ = [
-    "SENSORS", "Band", "Sensor", "Statistics", "add_offset", "band_named", "match_bands", "published_statistics",
-    "read_bands", "sensor_named", "to_units",
+    "SENSORS", "Band", "Sensor", "Statistics", "add_offset", "band_named", "catalogue_names", "match_bands",
+    "published_statistics", "read_bands", "sensor_named", "to_units",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,15 @@ def band_named(sensor: Sensor, name: str) -> Band:
         if wanted in _keys(band):
             return band
     raise ConfigError(f"bands: {sensor.title} has no band {name!r}.", hint=f"It has {_listed(sensor)}.")
+
+
+def catalogue_names(sensor: str, bands: Sequence[str]) -> list[set[str]]:
+    """The names that each band goes by in catalogues; ``sensor`` may be empty, a band ``name=number``."""
+    plain = [name.partition("=")[0] for name in bands]
+    if not sensor:
+        return [{name} for name in plain]
+    known = [band_named(sensor_named(sensor), name) for name in plain]
+    return [{band.name, *band.aliases} for band in known]
 
 
 def match_bands(

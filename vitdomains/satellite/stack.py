@@ -37,17 +37,9 @@ def read_scene(
     files = files_of(path)
     if len(files) == 1:
         return read_pixels(path, window, spec, resolution=resolution, crs=crs, baseline=baseline)
-    reference = describe_raster(files[0], resolution=resolution, crs=crs)
     pixels, valid = [], []
     for i, (file, band) in enumerate(zip(files, spec.bands, strict=True)):
-        own = resolution
-        if not _same_grid(describe_raster(file, resolution=own, crs=crs), reference):
-            own = reference.resolution[0]
-            if not _same_grid(describe_raster(file, resolution=own, crs=crs), reference):
-                raise ImageError(
-                    file, "covers another ground than the first band", tag="band", value=band,
-                    hint="Bring the bands to one grid first.",
-                )  # fmt: skip
+        own = resolution_of(file, files[0], resolution, crs)
         one = replace(
             spec,
             channels=1,
@@ -59,6 +51,19 @@ def read_scene(
         pixels.append(found[:, :, 0])
         valid.append(there)
     return np.stack(pixels).transpose(1, 2, 0), np.logical_and.reduce(valid)
+
+
+def resolution_of(file: str, first: str, resolution: float | None = None, crs: str | None = None) -> float | None:
+    """At how many metres a pixel to read a band's file, so that its pixels lie on those of the first band's; None: its own.
+
+    Raises:
+        ImageError: It covers another ground.
+    """
+    reference = describe_raster(first, resolution=resolution, crs=crs)
+    for own in (resolution, reference.resolution[0]):
+        if _same_grid(describe_raster(file, resolution=own, crs=crs), reference):
+            return own
+    raise ImageError(file, "covers another ground than the first band", hint="Bring the bands to one grid first.")
 
 
 def _same_grid(a: RasterInfo, b: RasterInfo) -> bool:

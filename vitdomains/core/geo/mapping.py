@@ -5,9 +5,10 @@ A stopped job goes on from its last finished shard; what is drawn from the shard
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,7 @@ def draw(
     probabilities: Path | None = None,
     tiles: Path | None = None,
     vectors: Sequence[Path] = (),
+    about: Mapping[str, str] | None = None,
     on_progress: OnProgress = lambda phase, done, total, text: None,
 ) -> Drawn:
     """Write the outputs of a finished job: a map for each scene, one table of tiles for all.
@@ -158,6 +160,7 @@ def draw(
         probabilities: COG of probabilities; None: not written.
         tiles: GeoParquet of the tiles; None: not written.
         vectors: GeoPackage, GeoJSON or FlatGeobuf of the tiles.
+        about: Metadata of the GeoParquet, key to text.
         on_progress: Called with ("map", files done, files in all, "files").
     """
     total, done = len(scenes) + (tiles is not None) + len(vectors), 0
@@ -171,7 +174,7 @@ def draw(
     places = {scene.name: (scene.place.transform, scene.place.crs) for scene in scenes}
     for path in (*([tiles] if tiles else []), *vectors):
         on_progress("map", done, total, "files")
-        write = write_geoparquet if path == tiles else write_vectors
+        write = partial(write_geoparquet, about=about) if path == tiles else write_vectors
         write(iter_shards(shards, folder), path, labels.classes, places)
         done += 1
     on_progress("map", done, total, "files")

@@ -8,11 +8,14 @@ label (nodata, or an error) has an empty ``label`` and NaN for the numbers. In G
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 
 from vitdomains.core.tasks import Kind
 
@@ -21,6 +24,9 @@ UNKNOWN = "unknown"
 
 PLACE = ("tile_id", "scene", "path", "col", "row", "width", "height")
 """What the plan of the tiles gives."""
+
+READ_AS = "vitdomains:read_as"
+"""Key of the file's metadata that says what ``map`` was told of its scenes: JSON of option to text."""
 
 Floats = npt.NDArray[np.floating]
 
@@ -33,6 +39,18 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
 def classes_of(columns: Sequence[str]) -> tuple[str, ...]:
     """The classes that a table has columns for."""
     return tuple(name.removeprefix("prob:") for name in columns if name.startswith("prob:"))
+
+
+def read_as(tiles: Path) -> dict[str, str]:
+    """What ``map`` was told of the scenes of a table, where its file says so: ``sensor``, ``bands``, ``baseline``, ``resolution``
+    and ``crs``, as on the command line."""
+    if tiles.suffix.lower() != ".parquet":
+        return {}
+    try:
+        about = pq.read_schema(tiles).metadata or {}
+        return {str(k): str(v) for k, v in json.loads(about.get(READ_AS.encode(), b"{}")).items() if v}
+    except (OSError, ValueError, AttributeError):  # whoever reads the rows says what is wrong with the file
+        return {}
 
 
 def tile_table(

@@ -1,0 +1,70 @@
+"""A list whose rows are opened: a Streamlit component of this folder's own HTML, CSS and JavaScript, which needs no network.
+
+A plain table, for it is what a page shows first: it is drawn half a second before Streamlit's own, whose code is a megabyte,
+and is reached with the keyboard. What is opened comes back as one trigger, ``act``: a dictionary with ``item`` and ``at``,
+the time in milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+_HERE = Path(__file__).parent
+
+_component = st.components.v2.component(
+    "vitdomains_row_list",
+    html=(_HERE / "rows.html").read_text(encoding="utf-8"),
+    css=(_HERE / "rows.css").read_text(encoding="utf-8"),
+    js=(_HERE / "rows.js").read_text(encoding="utf-8"),
+)
+
+
+def row_list(
+    table: pd.DataFrame,
+    items: Sequence[str],
+    on_open: Callable[[str], None],
+    *,
+    key: str,
+    label: str,
+    height: int,
+    bars: Collection[str] = (),
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """Draw the list.
+
+    Args:
+        table: What is shown; numbers with two decimals where they are no whole ones.
+        items: What each row stands for.
+        on_open: Called, as a callback, with the item whose row was chosen.
+        key: Of the component.
+        label: What the rows are, for who cannot see them.
+        height: Of the list, pixels; it scrolls.
+        bars: Columns of 0..1 that are drawn as bars.
+        notes: Column to what its title explains.
+    """
+
+    def opened() -> None:
+        item = (st.session_state[key].get("act") or {}).get("item")
+        if item in items:
+            on_open(item)
+
+    columns = [
+        {"title": str(name), "bar": name in bars, "number": pd.api.types.is_numeric_dtype(table[name]),
+         "note": (notes or {}).get(str(name), "")}
+        for name in table.columns
+    ]  # fmt: skip
+    rows = [[_shown(value) for value in row] for row in table.itertuples(index=False, name=None)]
+    data = {"columns": columns, "rows": rows, "items": [*items], "label": label, "height": height}
+    _component(key=key, data=data, on_act_change=opened)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.2f}"
+    return str(value)
