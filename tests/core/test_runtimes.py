@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -91,6 +93,25 @@ def test_streams_keep_the_order_and_a_bad_file_is_a_row(exported: Made, toy_imag
     assert [(each.id, each.path) for each in got] == asked
     assert "no array" in got[5].error and np.isnan(got[5].scores).all()
     assert not any(each.error for each in got if each.id != "bad")
+
+
+def test_pytorch_computes_in_streams_of_one_thread(exported: Made, toy_images: Path, reference: np.ndarray) -> None:
+    before = torch.get_num_threads()
+    predictor = Predictor(exported[0], toy.read_image, precision="fp32", threads=3, batch_size=2)
+    seen: list[tuple[str, int]] = []
+
+    def look(*_: object) -> None:
+        seen.append((threading.current_thread().name, torch.get_num_threads()))
+
+    hook = predictor.model.register_forward_pre_hook(look)
+    try:
+        np.testing.assert_allclose(scores(predictor, toy_images), reference, atol=1e-5)
+        assert {threads for _, threads in seen} == {1} and len({name for name, _ in seen}) > 1
+        late = ThreadPoolExecutor(1).submit(torch.get_num_threads).result()
+        assert torch.get_num_threads() == late == 3, "whoever computes afterwards has all threads"
+    finally:
+        hook.remove()
+        torch.set_num_threads(before)
 
 
 def test_logits_of_a_single_image_use_the_same_artefact(exported: Made, toy_images: Path) -> None:

@@ -7,11 +7,13 @@ order of the input, and a file that cannot be read becomes a row with an error.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -42,6 +44,10 @@ Forward = Callable[[Tensor], np.ndarray]
 In = TypeVar("In")
 Out = TypeVar("Out")
 
+STREAM_PIXELS = 2**19
+"""About how many pixels one stream on a CPU computes at once, 4 images at 384 x 384 and 10 at 224 x 224: what a layer writes is
+still in the cache when the next one reads it."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -69,7 +75,7 @@ class Predictor:
         precision: ``auto`` computes in bf16 where the processor does so in hardware, else in float32; or ``fp32``, ``bf16``,
             and for exported artefacts ``fp16`` and ``int8``.
         threads: Compute threads; 0: one per physical core.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; fewer where several streams share a CPU (``STREAM_PIXELS``).
         model: The bundle's model where it is in memory already; else it is read from the bundle when it is needed.
         runtime: ``torch`` runs the model itself; ``onnx`` and ``openvino`` run what was exported and passed its gates; ``auto``
             takes the fastest of them on this machine, by a probe of some seconds that is remembered.
@@ -104,7 +110,7 @@ class Predictor:
         self._model = model if model is None else model.to(self.device).eval()
         ways = possible_ways(self.bundle, runtime, precision, cuda=self.device.type == "cuda")
         self.way = ways[0] if runtime != "auto" else self._fastest(ways)
-        self._forward: Forward | None = None
+        self._forwards: dict[int, Forward] = {}
 
     @property
     def model(self) -> nn.Module:
@@ -113,11 +119,33 @@ class Predictor:
             self._model = load_model(self.bundle).to(self.device)
         return self._model
 
-    def logits(self, images: Tensor) -> np.ndarray:
-        """Logits [B, K] of prepared images [B, C', H, W] in the storage type of the bundle's preprocessing."""
-        if self._forward is None:
-            self._forward = self._load(self.way)
-        return self._forward(images)
+    @property
+    def streams(self) -> int:
+        """How many calls at once do the most work: on a CPU one a core, for then no core waits for another."""
+        return self._streams(self.way)
+
+    @property
+    def stream_batch(self) -> int:
+        """Images of a call where as many as ``streams`` are made at once."""
+        return self._stream_batch if self.streams > 1 else self.batch_size
+
+    @property
+    def _stream_batch(self) -> int:
+        spec = self.bundle.preprocess
+        return min(self.batch_size, max(1, round(STREAM_PIXELS / (spec.height * spec.width))))
+
+    def logits(self, images: Tensor, *, streams: int = 1) -> np.ndarray:
+        """Logits [B, K] of prepared images [B, C', H, W] in the storage type of the bundle's preprocessing.
+
+        ``streams``: threads of the caller that call at once; the compute threads are shared out among them.
+        """
+        return self._forward(streams)(images)
+
+    def _forward(self, streams: int) -> Forward:
+        """What runs the model, loaded and compiled once."""
+        if streams not in self._forwards:
+            self._forwards[streams] = self._load(self.way, streams)
+        return self._forwards[streams]
 
     def _load(self, way: Way, streams: int = 1) -> Forward:
         spec, device = self.bundle.preprocess, self.device
@@ -129,7 +157,12 @@ class Predictor:
         bf16 = way.precision == "bf16"
         model = in_bf16(self.model).eval() if bf16 else self.model
 
+        told = threading.local()
+
         def forward(images: Tensor) -> np.ndarray:
+            if streams > 1 and not hasattr(told, "threads"):  # PyTorch counts compute threads by the thread that calls
+                told.threads = max(1, self.threads // streams)
+                torch.set_num_threads(told.threads)
             if device.type == "cuda":  # page-locked memory travels while the GPU computes
                 images = images.pin_memory().to(device, non_blocking=True)
             with torch.inference_mode():
@@ -140,12 +173,12 @@ class Predictor:
         return forward
 
     def _streams(self, way: Way) -> int:
-        """Batches that are computed at once: exported artefacts take one a core, which keeps every core at work."""
-        return self.threads if way.runtime != "torch" and self.device.type == "cpu" else 1
+        return self.threads if self.device.type == "cpu" else 1
 
     def _fastest(self, ways: tuple[Way, ...]) -> Way:
         spec = self.bundle.preprocess
-        shape = (self.batch_size, spec.channels, spec.height, spec.width)
+        count = self._stream_batch if self.device.type == "cpu" else self.batch_size
+        shape = (count, spec.channels, spec.height, spec.width)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         images = torch.from_numpy(noise if spec.storage == "uint8" else noise.astype(np.float32))
 
@@ -170,26 +203,33 @@ class Predictor:
 
         Args:
             records: Id and path each; read as they are needed.
-            decoders: Threads that decode ahead of the model where PyTorch runs it; 0: one for four compute threads on a CPU,
-                one per core beside a GPU. With other runtimes each stream decodes its own images.
+            decoders: Threads that decode ahead of a GPU; 0: one per core. On a CPU each stream decodes its own images.
         """
         cv2.setNumThreads(1)  # an image is small: threads inside cv2 would only take cores from the model
-        streams = self._streams(self.way)
+        streams = self.streams
         if streams > 1:
-            forward = self._load(self.way, streams)
+            forward = partial(self.logits, streams=streams)
             batches = batched(iter(records), self._share(records, streams))
-            for predictions in ahead(lambda batch: self._work(batch, forward), batches, streams, 2 * streams):
+            for predictions in self.in_streams(lambda batch: self._work(batch, forward), batches):
                 yield from predictions
             return
-        decoders = decoders or (physical_cores() if self.device.type == "cuda" else max(1, self.threads // 4))
+        decoders = decoders or (physical_cores() if self.device.type == "cuda" else 1)
         decoded = ahead(self._prepare, records, decoders, 2 * self.batch_size)
         for batch in batched(decoded, self.batch_size):
             yield from self._scored(batch, self.logits)
 
+    def in_streams(self, work: Callable[[In], Out], items: Iterable[In]) -> Iterator[Out]:
+        """``map`` in as many threads as there are ``streams``: results in the order of the items."""
+        try:
+            yield from ahead(work, items, self.streams, 2 * self.streams)
+        finally:
+            torch.set_num_threads(self.threads)  # threads to come take the number that was set last
+
     def _share(self, records: Iterable[Record], streams: int) -> int:
         """Images in a batch: of a short list so few that every stream has some."""
-        count = len(records) if isinstance(records, Sequence) else self.batch_size * streams
-        return max(1, min(self.batch_size, -(-count // streams)))
+        most = self.stream_batch
+        count = len(records) if isinstance(records, Sequence) else most * streams
+        return max(1, min(most, -(-count // streams)))
 
     def _work(self, batch: Sequence[Record], forward: Forward) -> list[Prediction]:
         return list(self._scored([self._prepare(record) for record in batch], forward))

@@ -246,7 +246,10 @@ def _to_storage(image: Array, storage: Storage) -> Array:
     if storage == "uint8":
         if image.dtype == np.uint8:
             return image
-        return np.rint(np.clip(image, 0.0, 1.0) * np.float32(255)).astype(np.uint8)
+        levels = np.clip(image, 0.0, 1.0)
+        levels *= np.float32(255)
+        np.rint(levels, out=levels)
+        return levels.astype(np.uint8)
     return image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import threading
+import queue
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -129,19 +129,30 @@ def _onnx_session(path: Path, threads: int, device: str) -> Forward:
 
 def _openvino_session(path: Path, threads: int, precision: str, streams: int) -> Forward:
     ov = openvino_module()
-    settings = {
+    settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": streams,
     }
+    if streams > 1 and threads >= physical_cores():
+        # The whole machine is ours: two streams that met on one core would leave another idle. Not with fewer threads, for
+        # several processes would all take the first cores.
+        settings["ENABLE_CPU_PINNING"] = True
     with kept_signal_stack():
         compiled = ov.Core().compile_model(str(path), "CPU", settings)
-    own = threading.local()  # a request serves one caller at a time
+    free: queue.SimpleQueue[Any] = (
+        queue.SimpleQueue()
+    )  # a request serves one caller at a time; its memory is used again
 
     def forward(images: np.ndarray) -> np.ndarray:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
-        return np.array(own.request.infer([images], share_inputs=True)[0], dtype=np.float32)
+        try:
+            request = free.get_nowait()
+        except queue.Empty:
+            request = compiled.create_infer_request()
+        try:
+            return np.array(request.infer([images], share_inputs=True)[0], dtype=np.float32)
+        finally:
+            free.put(request)
 
     return forward
 

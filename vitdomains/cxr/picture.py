@@ -85,4 +85,4 @@ def _grey(image: Image.Image) -> tuple[NDArray[np.float32], NDArray[np.bool_] | 
         pixels = np.asarray(luma, dtype=np.float32) * (opaque / np.float32(255.0))
         return pixels, None if opaque.all() else opaque > 0, 8
     grey = np.asarray(image.convert("L"))
-    return grey.astype(np.float32) / np.float32(255.0), None, 8
+    return np.divide(grey, np.float32(255.0), dtype=np.float32), None, 8

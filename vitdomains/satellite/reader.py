@@ -165,7 +165,10 @@ def _filled(pixels: Array, valid: Bools, mean: npt.ArrayLike) -> Array:
     """``pixels`` [H, W, C] with the mean where there is no data, in place."""
     if not valid.all():
         values = np.asarray(mean)
-        pixels[~valid] = values if len(values) in (1, pixels.shape[2]) else values.mean()
+        values = values if len(values) in (1, pixels.shape[2]) else values.mean(keepdims=True)
+        values = np.broadcast_to(values.astype(pixels.dtype), pixels.shape[2])
+        for plane, value in zip(pixels.transpose(2, 0, 1), values, strict=True):  # a plane lies in one piece
+            np.copyto(plane, value, where=~valid)
     return pixels
 
 

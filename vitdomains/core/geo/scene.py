@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 from vitdomains.core.errors import ImageError
 from vitdomains.core.executors import Work
 from vitdomains.core.geo.tiles_table import tile_table
-from vitdomains.core.predict import Predictor
+from vitdomains.core.predict import Predictor, batched
 from vitdomains.core.preprocess import PreprocessSpec, prepare, resized_spec
 
 Array = npt.NDArray[Any]
@@ -87,21 +87,20 @@ def label_tiles(rows: pd.DataFrame, predictor: Predictor, job: LabelTiles, pool:
     scores = np.full((len(rows), len(bundle.classes)), np.nan, np.float32)
     valid = np.full(len(rows), np.nan, np.float32)
     cells, errors = [b""] * len(rows), [""] * len(rows)
-    batch: list[_Tile] = []
 
-    def forward() -> None:
-        images = torch.from_numpy(np.stack([tile.image for tile in batch if tile.image is not None]))
-        scores[[tile.at for tile in batch]] = probabilities(predictor, images, symmetries=job.symmetries)
-        batch.clear()
+    def read() -> Iterator[tuple[int, Array]]:
+        """Where each tile with an image stands, and the image; what is known of the others is written down."""
+        for tile in _tiles(rows, bundle.preprocess, job, pool):
+            valid[tile.at], cells[tile.at], errors[tile.at] = tile.valid, tile.cells, tile.error
+            if tile.image is not None:
+                yield tile.at, tile.image
 
-    for tile in _tiles(rows, bundle.preprocess, job, pool):
-        valid[tile.at], cells[tile.at], errors[tile.at] = tile.valid, tile.cells, tile.error
-        if tile.image is not None:
-            batch.append(tile)
-        if len(batch) == job.batch_size:
-            forward()
-    if batch:
-        forward()
+    def forward(batch: Sequence[tuple[int, Array]]) -> tuple[list[int], npt.NDArray[np.floating]]:
+        images = torch.from_numpy(np.stack([image for _, image in batch]))
+        return [at for at, _ in batch], probabilities(predictor, images, symmetries=job.symmetries)
+
+    for places, found in predictor.in_streams(forward, batched(read(), predictor.stream_batch)):
+        scores[places] = found
     table = tile_table(
         rows, scores, bundle.classes, model_id=bundle.id, kind=bundle.task_kind, thresholds=bundle.thresholds,
         valid_fraction=valid, errors=errors, min_probability=job.min_probability,
@@ -110,27 +109,28 @@ def label_tiles(rows: pd.DataFrame, predictor: Predictor, job: LabelTiles, pool:
 
 
 def probabilities(predictor: Predictor, images: Tensor, *, symmetries: bool = False) -> npt.NDArray[np.floating]:
-    """Calibrated probabilities [B, K] of prepared images [B, C, H, W].
+    """Calibrated probabilities [B, K] of prepared images [B, C, H, W]; called by as many threads at once as the predictor has
+    streams.
 
     With ``symmetries`` their mean over the dihedral group D4: four rotations, each as it is and mirrored (for images that are
     not square the four that keep the shape).
     """
     if not symmetries:
-        return predictor.scores(predictor.logits(images))
+        return predictor.scores(predictor.logits(images, streams=predictor.streams))
     turns = range(4) if images.shape[2] == images.shape[3] else (0, 2)
     turned = [torch.rot90(images, k, (2, 3)) for k in turns]
     views = turned + [view.flip(3) for view in turned]
-    return np.asarray(np.mean([predictor.scores(predictor.logits(view.contiguous())) for view in views], axis=0))
+    return np.asarray(np.mean([probabilities(predictor, view.contiguous()) for view in views], axis=0))
 
 
 def _tiles(rows: pd.DataFrame, spec: PreprocessSpec, job: LabelTiles, pool: ThreadPoolExecutor) -> Iterator[_Tile]:
     """Tiles in the order of the plan; strips are read ahead of the consumer, one more than there are readers."""
-    ahead: deque[Future[list[_Tile]]] = deque()
+    waiting: deque[Future[list[_Tile]]] = deque()
     for strip in strips(rows):
-        ahead.append(pool.submit(_read_strip, strip, spec, job))
-        if len(ahead) > job.readers + 1:
-            yield from ahead.popleft().result()
-    for future in ahead:
+        waiting.append(pool.submit(_read_strip, strip, spec, job))
+        if len(waiting) > job.readers + 1:
+            yield from waiting.popleft().result()
+    for future in waiting:
         yield from future.result()
 
 
