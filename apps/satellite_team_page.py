@@ -5,12 +5,11 @@ from __future__ import annotations
 import streamlit as st
 
 from apps import tile_export
-from apps.components import empty, plain, problems, soft
+from apps.components import empty, problems, soft
 from apps.resources import go
 from apps.satellite_session import TileSession
-from apps.team_parts import agreement_part, check_part, roles_part
+from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
 from apps.tile_view import TileFilters, in_sight
-from vitdomains.core.review import Assignment, deal
 from vitdomains.core.review_export import export_table, to_csv
 
 RULES = {"unanimous": "all reviewers agree", "majority": "most reviewers agree"}
@@ -27,7 +26,8 @@ def tiles_team_page(session: TileSession) -> None:
             "What others said, and how far reviewers agree, is shown to adjudicators and admins: readers stay independent."
         )
     if "admin" in session.reviewer.roles:
-        _assignments(session)
+        sight = session.tiles.table["item"].iloc[in_sight(session, TileFilters.from_address(session))].tolist()
+        assignments_part(session, sight, "tiles", most=100)
         roles_part(session)
         check_part(session)
 
@@ -67,40 +67,3 @@ def _made(session: TileSession, ending: str, rule: str, *, only: bool) -> bytes:
         return tile_export.training_set(session, held)  # type: ignore[arg-type]
     table = tile_export.reviewed_tiles(session, held, only_reviewed=only)  # type: ignore[arg-type]
     return tile_export.as_file(session, table, ending)
-
-
-def _assignments(session: TileSession) -> None:
-    st.subheader("Assignments", anchor=False)
-    roles = session.store.roles()
-    known = sorted({name for name, held in roles.items() if "reader" in held} | {session.reviewer.name})
-    sight = session.tiles.table["item"].iloc[in_sight(session, TileFilters.from_address(session))].tolist()
-    with st.form("assign"):
-        readers = st.multiselect("Readers", known, key="assign-readers", accept_new_options=session.reviewer.local)
-        left, middle, right = st.columns(3)
-        each = left.number_input("Readers a tile", 1, 5, 2, key="assign-each")
-        count = middle.number_input("Tiles, from the top of the list", 1, max(1, len(sight)), min(100, max(1, len(sight))),
-                                    key="assign-count")  # fmt: skip
-        seed = right.number_input("Seed of the draw", 0, 10**6, 0, key="assign-seed")
-        if st.form_submit_button("Deal out"):
-            with problems():
-                session.require("admin")
-                dealt = deal(sight[: int(count)], readers, int(each), int(seed))
-                session.store.assign(dealt, session.reviewer.name)
-                st.success(plain(f"{len(dealt)} readings dealt out to {', '.join(readers)}."))
-    waiting = sorted(session.ledger.in_disagreement())
-    judges = sorted({name for name, held in roles.items() if "adjudicator" in held} | {session.reviewer.name})
-    place, button = st.columns([2, 1], vertical_alignment="bottom")
-    judge = place.selectbox("Adjudicator", judges, key="assign-judge")
-    if button.button(
-        f"Assign the tiles on which reviewers disagree ({len(waiting)})", disabled=not waiting, key="assign-open"
-    ):
-        with problems():
-            session.require("admin")
-            session.store.assign([Assignment(i, str(judge), "adjudicator") for i in waiting], session.reviewer.name)
-            st.success(plain(f"Tiles assigned to {judge}: {len(waiting)}."))
-    held = session.store.assignments()
-    if len(held):
-        counts = held.groupby(["reviewer", "role"]).size().rename("tiles").reset_index()
-        pairs = zip(counts["reviewer"], counts["role"], strict=True)
-        done = [len(session.ledger.read_by(*pair) & session.ledger.assigned_to(*pair)) for pair in pairs]
-        st.dataframe(counts.assign(done=done), hide_index=True)

@@ -9,13 +9,11 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from apps.components import empty, plain, problems, soft
+from apps.components import empty, problems, soft
 from apps.resources import go
 from apps.review_session import Session
-from apps.team_parts import agreement_part, check_part, roles_part
+from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
 from apps.worklist_view import Filters, in_sight
-from vitdomains.core.review import Assignment, deal
-from vitdomains.core.review_agreement import disagreements, readings
 from vitdomains.core.review_export import export_table, to_csv, training_manifest
 
 
@@ -28,7 +26,8 @@ def team_page(session: Session) -> None:
     else:
         soft("How far readers agree is shown to adjudicators and admins: readers stay independent.")
     if "admin" in session.reviewer.roles:
-        _assignments(session)
+        sight = in_sight(session, Filters.from_address(session))["item"].tolist()
+        assignments_part(session, sight, "films", most=len(sight))
         roles_part(session)
         check_part(session)
 
@@ -64,41 +63,3 @@ def _manifest(session: Session) -> bytes:
     made = training_manifest(session.store, base, {item: item for item in rows["item"]})
     with tempfile.TemporaryDirectory(prefix="vitdomains-manifest-") as folder:
         return write_manifest(made, Path(folder) / "reviewed.csv").read_bytes()
-
-
-def _assignments(session: Session) -> None:
-    st.subheader("Assignments", anchor=False)
-    roles = session.store.roles()
-    known = sorted({name for name, held in roles.items() if "reader" in held} | {session.reviewer.name})
-    sight = in_sight(session, Filters.from_address(session))["item"].tolist()
-    with st.form("assign"):
-        readers = st.multiselect("Readers", known, key="assign-readers", accept_new_options=session.reviewer.local)
-        left, middle, right = st.columns(3)
-        each = left.number_input("Readers a film", 1, 5, 2, key="assign-each")
-        count = middle.number_input(
-            "Films, from the top of the worklist", 1, max(1, len(sight)), max(1, len(sight)), key="assign-count"
-        )
-        seed = right.number_input("Seed of the draw", 0, 10**6, 0, key="assign-seed")
-        if st.form_submit_button("Deal out"):
-            with problems():
-                session.require("admin")
-                dealt = deal(sight[: int(count)], readers, int(each), int(seed))
-                session.store.assign(dealt, session.reviewer.name)
-                st.success(plain(f"{len(dealt)} readings dealt out to {', '.join(readers)}."))
-    waiting = disagreements(readings(session.ledger.table))
-    judges = sorted({name for name, held in roles.items() if "adjudicator" in held} | {session.reviewer.name})
-    place, button = st.columns([2, 1], vertical_alignment="bottom")
-    judge = place.selectbox("Adjudicator", judges, key="assign-judge")
-    if button.button(
-        f"Assign the films on which readers disagree ({len(waiting)})", disabled=not waiting, key="assign-open"
-    ):
-        with problems():
-            session.require("admin")
-            session.store.assign([Assignment(i, str(judge), "adjudicator") for i in waiting], session.reviewer.name)
-            st.success(plain(f"Films assigned to {judge}: {len(waiting)}."))
-    held = session.store.assignments()
-    if len(held):
-        counts = held.groupby(["reviewer", "role"]).size().rename("films").reset_index()
-        pairs = zip(counts["reviewer"], counts["role"], strict=True)
-        done = [len(session.ledger.read_by(*pair) & session.ledger.assigned_to(*pair)) for pair in pairs]
-        st.dataframe(counts.assign(done=done), hide_index=True)

@@ -1,13 +1,15 @@
-"""Parts of the team pages that all review apps share: agreement of readers, roles, the check of the store."""
+"""Parts of the team pages that all review apps share: agreement of readers, assignments, roles, the check of the store."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import pandas as pd
 import streamlit as st
 
-from apps.components import empty, label, problems, soft
+from apps.components import empty, label, plain, problems, soft
 from apps.reviewing import Reviewing
-from vitdomains.core.review import Role
+from vitdomains.core.review import Assignment, Role, deal
 from vitdomains.core.review_agreement import agreement, disagreements, readings
 
 ROLES: tuple[Role, ...] = ("reader", "adjudicator", "admin")
@@ -52,6 +54,50 @@ def agreement_part(session: Reviewing, subject: str, things: str, *, blinded_cho
         "Kappa: agreement beyond chance (Cohen 1960; Fleiss 1971), 'unsure' a category of its own; intervals from 500 bootstrap "
         f"replicates over {things}. {things.capitalize()} that wait for an adjudicator: {len(disagreements(read))}."
     )
+
+
+def assignments_part(session: Reviewing, sight: Sequence[str], things: str, most: int) -> None:
+    """Who reads what, and the forms that deal it out: to readers, and to an adjudicator what readers disagree on.
+
+    Args:
+        session: Of the page.
+        sight: Items in sight of the filters, in order; the first of them are dealt out.
+        things: What is read, in the plural, such as ``films``.
+        most: How many the form offers to deal out.
+    """
+    st.subheader("Assignments", anchor=False)
+    roles, name = session.store.roles(), session.reviewer.name
+    known = sorted({who for who, held in roles.items() if "reader" in held} | {name})
+    with st.form("assign"):
+        readers = st.multiselect("Readers", known, key="assign-readers", accept_new_options=session.reviewer.local)
+        left, middle, right = st.columns(3)
+        each = left.number_input(f"Readers for each of the {things}", 1, 5, 2, key="assign-each")
+        count = middle.number_input(f"How many {things}, the first in sight", 1, max(1, len(sight)),
+                                    min(most, max(1, len(sight))), key="assign-count")  # fmt: skip
+        seed = right.number_input("Seed of the draw", 0, 10**6, 0, key="assign-seed")
+        if st.form_submit_button("Deal out"):
+            with problems():
+                session.require("admin")
+                dealt = deal(sight[: int(count)], readers, int(each), int(seed))
+                session.store.assign(dealt, name)
+                st.success(plain(f"{len(dealt)} readings dealt out to {', '.join(readers)}."))
+    waiting = sorted(session.ledger.in_disagreement())
+    judges = sorted({who for who, held in roles.items() if "adjudicator" in held} | {name})
+    place, button = st.columns([2, 1], vertical_alignment="bottom")
+    judge = place.selectbox("Adjudicator", judges, key="assign-judge")
+    if button.button(
+        f"Assign the {things} on which readers disagree ({len(waiting)})", disabled=not waiting, key="assign-open"
+    ):
+        with problems():
+            session.require("admin")
+            session.store.assign([Assignment(i, str(judge), "adjudicator") for i in waiting], name)
+            st.success(plain(f"Assigned to {judge}: {len(waiting)} {things}."))
+    held = session.store.assignments()
+    if len(held):
+        counts = held.groupby(["reviewer", "role"]).size().rename(things).reset_index()
+        pairs = zip(counts["reviewer"], counts["role"], strict=True)
+        done = [len(session.ledger.read_by(*pair) & session.ledger.assigned_to(*pair)) for pair in pairs]
+        st.dataframe(counts.assign(done=done), hide_index=True)
 
 
 def roles_part(session: Reviewing) -> None:

@@ -10,10 +10,11 @@ import streamlit as st
 from apps.components import empty, label, plain, problems, soft
 from apps.ledger import Ledger
 from apps.resources import go
-from apps.team_parts import agreement_part, check_part, roles_part
+from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
 from apps.zeroshot_output import accepted, labels_of, make_student, student_words, write_view
 from apps.zeroshot_prompts import as_yaml
 from apps.zeroshot_session import Session
+from apps.zeroshot_sight import Sight, in_sight
 from vitdomains.core.review import ReviewStore
 from vitdomains.core.review_export import export_table, to_csv
 
@@ -33,6 +34,9 @@ def output_page(session: Session) -> None:
         _classes(session)
         if "admin" in session.reviewer.roles:
             _student(session)
+            view = session.view
+            rows = session.labels.rows[in_sight(session, view, Sight.from_address(view))]
+            assignments_part(session, session.labels.items[rows].tolist(), "tiles", most=100)
             roles_part(session)
             check_part(session)
 

@@ -19,6 +19,7 @@ STATUSES = {
     "all": "all tiles",
     "open": "not reviewed by me",
     "done": "reviewed by me",
+    "mine": "assigned to me, not reviewed",
     "disagreement": "reviewers disagree",
 }
 ORDERS: dict[str, str] = {
@@ -72,6 +73,8 @@ def _of_status(session: Session, status: str) -> NDArray[np.bool_]:
     if status == "disagreement":
         return shown.isin(session.ledger.in_disagreement()).to_numpy(bool)
     read = shown.isin(session.ledger.read_by(session.reviewer.name, session.role)).to_numpy(bool)
+    if status == "mine":
+        return ~read & shown.isin(session.ledger.assigned_to(session.reviewer.name, session.role)).to_numpy(bool)
     return read if status == "done" else ~read
 
 
@@ -81,12 +84,16 @@ def undecided(session: Session, view: View, numbers: NDArray[np.int64]) -> NDArr
 
 
 def following(session: Session, view: View, numbers: NDArray[np.int64], after: str) -> str:
-    """The next item that waits for this reviewer, behind one and around; empty where none does."""
+    """The next item that waits for this reviewer, behind one and around; empty where none does.
+
+    Who has assignments goes through those.
+    """
     items = session.labels.items[session.labels.rows]
     at = np.flatnonzero(items[numbers] == after)
     start = int(at[0]) + 1 if len(at) else 0
     waiting = undecided(session, view, np.concatenate([numbers[start:], numbers[:start]]))
-    return next((str(items[i]) for i in waiting if items[i] != after), "")
+    mine = session.ledger.assigned_to(session.reviewer.name, session.role)
+    return next((str(items[i]) for i in waiting if items[i] != after and (not mine or items[i] in mine)), "")
 
 
 def said(session: Session, items: list[str]) -> dict[str, str]:

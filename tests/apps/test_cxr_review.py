@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 
 import pydicom
@@ -117,6 +118,23 @@ def test_a_round_of_reading(app: App, worklist: Worklist) -> None:
     again = app.open()
     assert listed(again)["Status"].tolist()[:2] == ["read", "to read"]
     assert "**1** read by you" in texts(again)
+
+
+def test_what_comes_next_is_made_ahead_in_the_direction_of_reading(app: App, worklist: Worklist) -> None:
+    items = worklist.table["item"].tolist()
+
+    def made(item: str) -> bool:
+        return any(key[0] == item for key in worklist.engine._heats._futures)  # type: ignore[index]
+
+    page = app.open(item=items[30])
+    assert not made(items[31]) and not made(items[28])
+    for move, expected in (("", items[31]), ("previous", items[28])):
+        page = click(page, move) if move else page
+        until = time.monotonic() + 30
+        while not made(expected) and time.monotonic() < until:
+            time.sleep(0.2)
+            page.run()  # as the viewer asks again until it has the film's own heat map
+        assert made(expected)
 
 
 def test_a_widget_answers_too_and_can_be_taken_back(app: App, worklist: Worklist) -> None:

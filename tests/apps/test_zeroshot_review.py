@@ -349,6 +349,26 @@ def test_an_adjudicator_sees_readers_and_has_the_last_word(app: App) -> None:
     assert "No tile passes" in texts(app.open(status="disagreement"))
 
 
+def test_assigned_tiles_come_first(app: App) -> None:
+    page = app.open(show="output")  # who works alone on this machine is admin, too
+    page.multiselect(key="assign-readers").set_value(["ann", "bob"])
+    page.number_input(key="assign-each").set_value(1)
+    page.number_input(key="assign-count").set_value(4)
+    page = click(page, "FormSubmitter:assign-Deal out")
+    assert not page.exception and "4 readings dealt out" in texts(page).replace("\\", "")
+    mine = set(app.store.assignments("ann")["item"])
+    assert len(mine) == 2 == len(app.store.assignments("bob"))
+    page = app.open(status="mine")
+    assert "2 in sight" in texts(page)
+    page = app.open()
+    seen = []
+    for _ in range(2):
+        page = click(page, "waiting")
+        seen.append(address(page, "item"))
+        page.run()
+    assert set(seen) == mine
+
+
 def test_export_and_accepted_labels(app: App, tmp_path: Path) -> None:
     page = app.open(show="output")
     assert "Nothing to export" in texts(page) and "No label is settled" in texts(page)
