@@ -16,7 +16,6 @@ from vitdomains.core.config import Model
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.command import findings
 from vitdomains.core.export.formats import FORMATS, chosen_formats
-from vitdomains.core.export.gates import Check
 from vitdomains.core.export.job import Exported, export_bundle
 from vitdomains.core.export.onnx import read_metadata
 from vitdomains.core.export.workbench import Options
@@ -147,7 +146,13 @@ def test_an_artefact_with_preprocessing_needs_nothing_around_it(
         export_bundle(bundle, images, replace(options, formats=("int8-openvino",)))
 
 
-def test_openvino_int8_that_is_refused_says_what_to_try() -> None:
-    seen = Check("openvino", "fp32", {1: 9.0}, 1.0, "auroc", 0.9, 0.5, 0.005, 0.4)
-    (why, advice) = findings([Exported("int8-openvino", (), 1, (seen,), refused=seen.problem)])
-    assert "outputs differ by 9" in why and "int8-dynamic" in advice and "--keep" in advice
+def test_openvino_int8_that_is_refused_says_whose_fault_it_is(exported: Made, toy_images: Path, tmp_path: Path) -> None:
+    copy = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
+    images = small_bundle.validation(toy_images)
+    _, (made,) = export_bundle(copy, images, Options(("int8-openvino",), allowed=-1.0, threads=1))
+    assert "falls" in made.refused and not made.remedies and not made.files
+    assert {"attn.qkv", "mlp.fc1"} <= {one.kind for one in made.blame}
+    said = "\n".join(findings([made]))
+    assert "measured on int8-static" in said and f"--formats int8-static --keep {made.blame[0].kind}" in said
+    after = read_bundle(copy.path)
+    assert "model.int8.xml" not in after.files and after.exports["int8-openvino"]["blame"]

@@ -91,6 +91,9 @@ def findings(made: Sequence[Exported]) -> Iterator[str]:
         if not each.refused:
             continue
         yield f"\n{each.format}: {each.refused}"
+        stand_in = FORMATS[each.format.rpartition("/")[2]].stand_in
+        if each.blame and stand_in:
+            yield f"  measured on {stand_in}, where one kind of layer can be quantised alone:"
         for one in each.blame:
             yield f"  {one.kind:<24} {one.layers:3d} layers, alone they change the outputs by {one.share:.1%} of their deviation"
         for remedy in each.remedies:
@@ -100,10 +103,10 @@ def findings(made: Sequence[Exported]) -> Iterator[str]:
         helped = [remedy for remedy in each.remedies if not remedy.problem]
         if helped:
             yield f"  try: --formats {each.format.rpartition('/')[2]} --keep {','.join(helped[-1].keep)}"
+        elif each.blame and stand_in:
+            yield f"  try: more --calibration_images, or --formats {stand_in} --keep {each.blame[0].kind}"
         elif each.blame:
             yield "  try: another INT8 (int8-static, int8-openvino), the other --calibration, or fp16"
-        elif each.checks and each.format.endswith("int8-openvino"):
-            yield "  try: more --calibration_images, or int8-dynamic or int8-static, where --keep leaves layers in float32"
         elif each.checks:
             yield "  try: another of onnx, openvino, torchscript and pt2"
 

@@ -16,7 +16,8 @@ class Format:
     """One kind of artefact.
 
     ``tolerance`` is the largest difference of a logit that passes, as a share of the largest logit (but at least of 1);
-    ``keeps`` says whether layers can be left in float32 where they lose too much.
+    ``keeps`` says whether layers can be left in float32 where they lose too much; where they cannot, ``stand_in`` is a format
+    that can, quantises the same layers in the same way, and so tells which of them lose most.
     """
 
     file: str
@@ -24,6 +25,7 @@ class Format:
     tolerance: float
     about: str
     keeps: bool = False
+    stand_in: str = ""
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -40,7 +42,9 @@ FORMATS = {
     "int8-dynamic": Format("model.int8-dynamic.onnx", "onnx", 0.25, "ONNX in INT8, scaled at each run", keeps=True),
     "int8-static": Format("model.int8-static.onnx", "onnx", 0.15, "ONNX in INT8, calibrated", keeps=True),
     "openvino": Format("model.xml", "openvino", 1e-3, "OpenVINO IR in float32, run in bf16 where the processor has it"),
-    "int8-openvino": Format("model.int8.xml", "openvino", 0.15, "OpenVINO IR in INT8, with accuracy control"),
+    "int8-openvino": Format(
+        "model.int8.xml", "openvino", 0.15, "OpenVINO IR in INT8, with accuracy control", stand_in="int8-static"
+    ),
     "torchscript": Format("model.torchscript", "torch", 1e-3, "TorchScript; deprecated by PyTorch"),
     "pt2": Format("model.pt2", "torch", 1e-3, "torch.export"),
 }

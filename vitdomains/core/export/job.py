@@ -98,8 +98,9 @@ def _export(bench: Workbench, name: str, on_progress: Callable[[int, int], None]
     form, options = FORMATS[name], bench.options
     prefix = PREPROCESSED if options.with_preprocessing else ""
     paths = [bench.folder / (prefix + file) for file in form.files]
+    stand_in = form.stand_in or name
     try:
-        kinds = by_kind(bench.layers(name)) if form.keeps else {}
+        kinds = by_kind(bench.layers(stand_in)) if FORMATS[stand_in].keeps else {}
         kept = {layer for kind in options.keep for layer in kinds.get(kind, ())}
         path = bench.make(name, paths[0], kept)
     except ExportError as error:
@@ -113,21 +114,21 @@ def _export(bench: Workbench, name: str, on_progress: Callable[[int, int], None]
         return Exported(prefix + name, tuple(prefix + file for file in form.files), size, tuple(checks))
     for each in paths:
         each.unlink()
-    if not form.keeps:
+    if not kinds:
         return Exported(prefix + name, (), size, tuple(checks), refused=problem)
 
     trial = bench.folder / "trial.onnx"
     left = {kind: names for kind, names in kinds.items() if kind not in options.keep}
 
     def loaded(more: set[str]) -> Forward:
-        return session(bench.make(name, trial, kept | more), form.runtime, threads=options.threads)
+        return session(bench.make(stand_in, trial, kept | more), FORMATS[stand_in].runtime, threads=options.threads)
 
     def attempt(more: set[str]) -> tuple[str, int]:
         seen = _check(bench, name, bench.make(name, trial, kept | more), "fp32")
         return seen.problem, trial.stat().st_size
 
     errors = blame(left, loaded, bench.yard, on_progress=on_progress)
-    tried = remedies(errors, left, attempt)
+    tried = remedies(errors, left, attempt) if form.keeps else ()
     return Exported(prefix + name, (), size, tuple(checks), problem, errors, tried)
 
 
