@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from apps.components import label
 from apps.drafts import decision_of, options_of
 from apps.resources import go, say
 from apps.review_session import Session
+from apps.worklist import over_threshold
 from apps.worklist_view import next_item, next_unread
 from vitdomains.core.errors import VitDomainsError
 
@@ -42,8 +44,8 @@ def finding_order(session: Session, row: dict[str, Any]) -> list[str]:
     if not session.revealed(str(row.get("item", ""))):
         return list(session.facts.classes)
     p = session.probabilities(row)
-    thresholds = dict(zip(session.facts.classes, session.facts.thresholds, strict=True))
-    return sorted(p, key=lambda name: -(p[name] / max(thresholds[name], 1e-9)) if p[name] == p[name] else 1.0)
+    over = over_threshold(np.array([p[c] for c in session.facts.classes]), np.array(session.facts.thresholds))
+    return [session.facts.classes[k] for k in np.argsort(-np.nan_to_num(over, nan=-2.0), kind="stable")]
 
 
 def focus(session: Session, row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +29,8 @@ class Draft:
     regions: list[dict[str, Any]] = field(default_factory=list)
     puts: Counter[str] = field(default_factory=Counter)
     changed: bool = False
+    revealed: bool = True
+    """Whether the answers were given with the model in sight, and so may speak of its calls."""
     seconds: float = 0.0
     touched: float = field(default_factory=time.monotonic)
     token: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -68,6 +70,14 @@ class Draft:
     def mark(self, regions: list[dict[str, Any]]) -> None:
         """Marks were set or removed; these are all of them."""
         self.regions, self.changed = regions, self.changed or regions != self.regions
+
+    def shown(self, revealed: bool, words: Callable[[dict[str, Word]], dict[str, Word]]) -> None:
+        """The page shows the model now, or does not: what was answered blinded is put into the page's ``words``, and what was
+        answered with the model in sight is no blinded answer."""
+        if revealed != self.revealed:
+            self.answers = words(self.answers) if revealed else {}
+            self.revealed = revealed
+            self.puts.update(self.answers.keys() | self.puts.keys())  # widgets with other words are other widgets
 
     def saved(self) -> None:
         """What follows is another act."""

@@ -134,26 +134,33 @@ def _ahead(session: Session, item: str, heat: dict[str, Any] | None, method: str
     row = session.film(following) if following else None
     if row is None:
         return ""
-    if heat is not None and not heat.get("pending") and not session.blinded:
-        _heat_ahead(session, following, str(row["path"]), focus_of_new(session, row), method)
+    if heat is not None and not session.blinded:
+        asked = following, str(row["path"]), focus_of_new(session, row), method
+        _heat_ahead(session, asked, wait=bool(heat.get("pending")))
     future = session.engine.film(following, str(row["path"]))
     if not future.done() or future.exception() is not None:
         return ""
     return str(future.result().for_viewer("next")["url"])
 
 
-def _heat_ahead(session: Session, item: str, path: str, finding: str, method: str) -> None:
-    """Begin a heat map that will probably be looked at next, once the reader has stayed: who leafs on wants another one first."""
-    key = (item, finding, method)
-    kept = st.session_state.get("ahead")
-    if kept is not None:
-        if kept[0] == key:
-            return
-        kept[1].cancel()
-    timer = threading.Timer(STAYED, session.engine.heat, (item, path, finding, method))
-    timer.daemon = True
-    timer.start()
-    st.session_state["ahead"] = key, timer
+def _heat_ahead(session: Session, asked: tuple[str, str, str, str], *, wait: bool) -> None:
+    """Begin a heat map that will probably be looked at next, once the reader has stayed: who leafs on wants another one first.
+
+    Args:
+        session: Of the page.
+        asked: Item, path, finding and method, as ``Engine.heat`` takes them.
+        wait: The reader's own heat map comes first.
+    """
+    before, timer = st.session_state.get("ahead") or ((), None)
+    if timer is not None and (wait or before != asked):
+        timer.cancel()
+    if wait:
+        st.session_state["ahead"] = None
+    elif before != asked:
+        timer = threading.Timer(STAYED, session.engine.heat, asked)
+        timer.daemon = True
+        timer.start()
+        st.session_state["ahead"] = asked, timer
 
 
 def _what_maps_cannot_tell(session: Session, row: dict[str, Any], finding: str, method: str) -> None:

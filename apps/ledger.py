@@ -33,6 +33,7 @@ class Ledger:
         self._seq = {"review_decisions": 0, "review_assignments": 0}
         self._table = pd.DataFrame()
         self._by: dict[tuple[str, str], set[str]] = {}
+        self._ever: dict[tuple[str, str], set[str]] = {}
         self._standing: dict[str, Standing] = {}
         self._assigned: dict[tuple[str, str], set[str]] = {}
 
@@ -44,13 +45,15 @@ class Ledger:
             if last > self._seq["review_decisions"]:
                 fresh = self._store.table(since=self._seq["review_decisions"])
                 self._table = pd.concat([self._table, fresh], ignore_index=True) if len(self._table) else fresh
-                self._seq["review_decisions"] = int(self._table["seq"].iloc[-1])
                 columns = ["item", "reviewer", "role", "answers"]
                 for item, reviewer, role, answers in fresh[columns].itertuples(index=False, name=None):
                     # A row without answers takes the reviewer's earlier word back: the item waits again.
                     items = self._by.setdefault((reviewer, role), set())
                     items.discard(item) if answers == NO_ANSWERS else items.add(item)
+                    self._ever.setdefault((reviewer, role), set()).add(item)
                 self._restate(set(fresh["item"]))
+                # Last: whoever keeps what they made of these rows keeps it under this number.
+                self._seq["review_decisions"] = int(self._table["seq"].iloc[-1])
             if heads["review_assignments"].seq > self._seq["review_assignments"]:
                 table = self._store.assignments()
                 self._assigned = {
@@ -78,6 +81,10 @@ class Ledger:
     def read_by(self, reviewer: str, role: str = "reader") -> frozenset[str]:
         """Items on which a reviewer has decided in a role."""
         return frozenset(self._by.get((reviewer, role), ()))
+
+    def ever_read_by(self, reviewer: str, role: str = "reader") -> frozenset[str]:
+        """As ``read_by``, with those on which the reviewer took the decision back."""
+        return frozenset(self._ever.get((reviewer, role), ()))
 
     def assigned_to(self, reviewer: str, role: str = "reader") -> frozenset[str]:
         """Items that are assigned to a reviewer in a role."""

@@ -75,9 +75,13 @@ class Session(Reviewing):
             said = self.ledger.values(item, self.reviewer.name, self.role) or {}
             calls = self.facts.calls(self.probabilities(row))
             known = {name: value for name, value in said.items() if name in self.facts.classes}
-            made = Draft(answers=words_of(known, calls, self.revealed(item)))
+            made = Draft(answers=words_of(known, calls, self.revealed(item)), revealed=self.revealed(item))
             if said:
                 last = [d for d in self.ledger.decisions(item) if (d.reviewer, d.role) == key[:2]][-1]
                 made.note, made.regions = last.note, [vars(region).copy() for region in last.regions]
             self.drafts[key] = made
-        return self.drafts[key]
+        draft = self.drafts[key]
+        draft.shown(
+            self.revealed(item), lambda said: words_of(said, self.facts.calls(self.probabilities(row)), revealed=True)
+        )
+        return draft

@@ -41,8 +41,8 @@ class Reviewing:
         return self.role == "reader" and (self.options.blinded or st.query_params.get("blinded") == "1")
 
     def revealed(self, item: str) -> bool:
-        """Whether the model's result may be shown: not blinded, or decided already."""
-        return not self.blinded or item in self.ledger.read_by(self.reviewer.name, self.role)
+        """Whether the model's result may be shown: not blinded, or decided before, for who took that back has seen it."""
+        return not self.blinded or item in self.ledger.ever_read_by(self.reviewer.name, self.role)
 
     def require(self, role: Role) -> None:
         """Refuse what the reviewer's roles do not allow now: a page may have been drawn before a role was taken back.

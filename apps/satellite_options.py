@@ -13,13 +13,13 @@ from vitdomains.core.geo.addresses import is_remote
 from vitdomains.core.geo.inputs import files_of
 from vitdomains.core.geo.tiles_table import read_as
 
-ASKED = ("sensor", "bands", "baseline", "resolution", "crs")
+ASKED = ("sensor", "bands", "baseline", "resolution", "crs", "asset")
 USAGE = "streamlit run apps/satellite_review.py -- --bundle B --tiles landcover.parquet --scene scene.tif"
 
 
 @dataclass(frozen=True)
 class TileOptions:
-    """The words of the command line, checked. ``sensor`` to ``crs`` say of the scene what ``map`` was told of it.
+    """The words of the command line, checked. ``sensor`` to ``crs`` and ``asset`` say of the scene what ``map`` was told of it.
 
     What is not given of these is taken from the table of tiles, into which ``map`` wrote it.
     """
@@ -72,10 +72,10 @@ def parse_tile_options(argv: Sequence[str]) -> TileOptions:
         if given and Path(given).suffix.lower() not in (".parquet", ".csv"):
             raise ConfigError(f"--{name} {given} is no table.", hint="Give the .parquet or .csv that was written.")
     told = read_as(Path(words.tiles))
-    sensor, bands, baseline, resolution, crs = (getattr(words, name) or told.get(name, "") for name in ASKED)
+    sensor, bands, baseline, resolution, crs, asset = (getattr(words, name) or told.get(name, "") for name in ASKED)
     return TileOptions(
         bundle=Path(words.bundle), tiles=Path(words.tiles), scene=words.scene, store=words.store,
         queue=Path(words.queue) if words.queue else None, identity=Identity.of(words), sensor=sensor, bands=bands,
         baseline=baseline, resolution=float(resolution) if resolution else None, crs=crs or None,
-        threads=words.threads, asset=words.asset, blinded=words.blinded,
+        threads=words.threads, asset=asset, blinded=words.blinded,
     )  # fmt: skip

@@ -128,12 +128,15 @@ class TileSession(Reviewing):
         key = (self.reviewer.name, self.role, item)
         if key not in self.drafts:
             known = self.said().get(item, {})
-            made = Draft(answers=tile_words(known, self.calls(row), single=self.single))
+            words = tile_words(known, self.calls(row), single=self.single)
+            made = Draft(answers=words, revealed=self.revealed(item))
             if known:
                 last = [d for d in self.ledger.decisions(item) if (d.reviewer, d.role) == key[:2]][-1]
                 made.note = last.note
             self.drafts[key] = made
-        return self.drafts[key]
+        draft = self.drafts[key]
+        draft.shown(self.revealed(item), lambda said: tile_words(said, self.calls(row), single=self.single))
+        return draft
 
 
 def tile_words(values: dict[str, str], calls: dict[str, str], *, single: bool) -> dict[str, str]:

@@ -34,6 +34,11 @@ def tiles_team_page(session: TileSession) -> None:
 
 def _export(session: TileSession) -> None:
     st.subheader("Export", anchor=False)
+    if session.blinded:
+        soft(
+            "Blinded: what is exported says what the model says. It is here for who decides as adjudicator, or not blinded."
+        )
+        return
     count = session.store.count()
     if not count:
         empty("Nothing to export.", "The first saved decision will be here.")

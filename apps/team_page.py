@@ -34,6 +34,11 @@ def team_page(session: Session) -> None:
 
 def _export(session: Session) -> None:
     st.subheader("Export", anchor=False)
+    if session.blinded:
+        soft(
+            "Blinded: what is exported says what the model says. It is here for who decides as adjudicator, or not blinded."
+        )
+        return
     table = export_table(session.store)
     if not len(table):
         empty("Nothing to export.", "The first saved decision will be here.")

@@ -73,7 +73,7 @@ def assignments_part(session: Reviewing, sight: Sequence[str], things: str, most
         left, middle, right = st.columns(3)
         each = left.number_input(f"Readers for each of the {things}", 1, 5, 2, key="assign-each")
         count = middle.number_input(f"How many {things}, the first in sight", 1, max(1, len(sight)),
-                                    min(most, max(1, len(sight))), key="assign-count")  # fmt: skip
+                                    max(1, min(most, len(sight))), key="assign-count")  # fmt: skip
         seed = right.number_input("Seed of the draw", 0, 10**6, 0, key="assign-seed")
         if st.form_submit_button("Deal out"):
             with problems():

@@ -19,7 +19,7 @@ from rasterio.io import MemoryFile
 from apps.satellite_session import TileSession
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.inputs import files_of
-from vitdomains.core.geo.raster import read_window
+from vitdomains.core.geo.raster import describe_raster, read_window
 from vitdomains.core.manifest import Manifest, make_manifest, write_manifest
 from vitdomains.core.review_agreement import Rule, consensus, readings
 from vitdomains.core.review_export import SUBJECT, training_manifest
@@ -152,8 +152,10 @@ def tile_file(session: TileSession, window: tuple[int, ...]) -> bytes:
     parts = [read_window(file, (col, row, width, height), resolution=own, crs=asked.crs)
              for file, own in zip(files, resolutions, strict=True)]  # fmt: skip
     valid = np.logical_and.reduce([part.valid for part in parts])
-    stored = info.dtype in _EXACT and asked.crs is None and set(resolutions) == {None}
-    dtype = info.dtype if stored else "float32"
+    types = {describe_raster(file).dtype for file in files}
+    stored = types <= set(_EXACT) and asked.crs is None and set(resolutions) == {None}
+    dtype = str(np.result_type(*types)) if stored else "float32"
+    dtype = dtype if dtype in _EXACT else "float32"
     crs: CRS | None = parts[0].crs
     pixels = np.concatenate([part.pixels for part in parts]).astype(dtype)
     profile = {

@@ -172,8 +172,10 @@ def _of_scene(table: pd.DataFrame, scene: str, tiles: Path) -> pd.DataFrame:
 
 
 def _names(path: object) -> tuple[str, ...]:
-    """The names of the files of a path, which stay when they are moved."""
-    return tuple(Path(shown(file)).name for file in files_of(str(path)))
+    """What a path is known by where its files were moved: their names; of a file a band, which are called alike in every scene of
+    a catalogue, their folder's too."""
+    files = [Path(shown(file)) for file in files_of(str(path))]
+    return tuple(file.name if len(files) == 1 else f"{file.parent.name}/{file.name}" for file in files)
 
 
 def _check_place(table: pd.DataFrame, tiles: Path, info: RasterInfo) -> None:

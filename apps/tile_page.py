@@ -65,9 +65,8 @@ def _header(session: TileSession, item: str, row: int, rows: Any) -> None:
     forth.button("Following", on_click=tile_actions.step, args=(session, item, 1), key="following", shortcut="Right",
                  width="stretch")  # fmt: skip
     tile = session.tiles.table.iloc[row]
-    queued = (
-        f"number {session.tiles.queued[row] + 1} of the queue" if session.tiles.queued[row] < len(session.tiles) else ""
-    )
+    number = session.tiles.queued[row] + 1
+    queued = f"number {number} of the queue" if number <= len(session.tiles) and not session.blinded else ""
     title.markdown(plain(" · ".join(filter(None, (f"tile {tile['tile_id']}", where, queued)))))
 
 

@@ -117,7 +117,7 @@ def status_choices(session: TileSession) -> dict[str, str]:
 
 def sort_choices(session: TileSession) -> dict[str, str]:
     """Orders that there are: in a blinded review none that gives the model away."""
-    known = {k: v for k, v in SORTS.items() if not session.blinded or k in ("listed", "queue")}
+    known = {"listed": SORTS["listed"]} if session.blinded else SORTS
     return {k: v for k, v in known.items() if k != "queue" or _has_queue(session)}
 
 
@@ -127,7 +127,8 @@ def colourings(session: TileSession) -> dict[str, str]:
 
 
 def _has_queue(session: TileSession) -> bool:
-    return bool((session.tiles.queued < len(session.tiles)).any())
+    """Whether there is one to show: blinded there is none, for it says where the model is unsure."""
+    return not session.blinded and bool((session.tiles.queued < len(session.tiles)).any())
 
 
 def highest_entropy(session: TileSession) -> float:

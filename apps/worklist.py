@@ -216,6 +216,16 @@ def header_facts(path: str) -> dict[str, str]:
     }
 
 
+def over_threshold(probabilities: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far above its threshold each probability is, [..., K]: 1 at a probability of 1, 0 at the threshold, -1 at 0.
+
+    In the unit of the threshold, so that findings with low and with high thresholds compare.
+    """
+    above = (probabilities - thresholds) / np.maximum(1 - thresholds, 1e-9)
+    below = probabilities / np.maximum(thresholds, 1e-9) - 1
+    return np.asarray(np.where(probabilities >= thresholds, above, below), dtype=np.float64)
+
+
 def uncertainty(probabilities: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:
     """How near to its threshold each probability is, [N, K]: 1 at the threshold, 0 at probabilities of 0 and 1.
 

@@ -10,7 +10,7 @@ import pandas as pd
 import streamlit as st
 
 from apps.review_session import Session
-from apps.worklist import SUBGROUPS, uncertainty
+from apps.worklist import SUBGROUPS, over_threshold, uncertainty
 
 STATUSES = {
     "all": "all films",
@@ -94,10 +94,7 @@ def scored(session: Session, finding: str) -> pd.DataFrame:
     p = table[[f"prob:{c}" for c in chosen]].to_numpy(np.float64).reshape(len(table), len(chosen))
     known = ~np.isnan(p).any(axis=1)
     filled = np.where(known[:, None], p, 0.0)
-    # Margin in the unit of the threshold: findings with low and with high thresholds compare.
-    margin = np.where(
-        filled >= thresholds, (filled - thresholds) / (1 - thresholds + 1e-9), filled / (thresholds + 1e-9) - 1
-    )
+    margin = over_threshold(filled, thresholds)
     best = margin.argmax(axis=1) if len(table) else np.empty(0, int)
     rows = np.arange(len(table))
     return table.assign(

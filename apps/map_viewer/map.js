@@ -92,8 +92,10 @@ class TileMap {
   async takeTiles(about) {
     try {
       if (this.placesUrl !== about.places) {
-        this.placesUrl = about.places;
-        const buffer = await (await fetched(about.places)).arrayBuffer(), n = about.count;
+        const url = (this.placesUrl = about.places), wanted = () => this.placesUrl === url;
+        this.places = null; // those of before may say what is no longer to be seen
+        const buffer = await (await fetched(url, wanted)).arrayBuffer(), n = about.count;
+        if (!wanted()) return;
         this.places = { at: new Int32Array(buffer, 0, 4 * n), code: new Uint16Array(buffer, 16 * n, n), percent: new Uint8Array(buffer, 18 * n, n), n };
         this.layer = null;
       }

@@ -36,7 +36,7 @@ pytest.importorskip("streamlit", reason="streamlit is not installed: pip install
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from apps import tile_export
+from apps import tile_actions, tile_export
 from apps.access import Reviewer
 from apps.facts import read_facts
 from apps.ledger import Ledger
@@ -374,6 +374,41 @@ def test_blinded_nothing_of_the_model_is_shown_before_the_decision(app: Satellit
     assert param(page, "item") == found["item"].iloc[1] and len(app.store.decisions()) == 1
 
 
+def test_who_took_a_blinded_decision_back_has_seen_the_model(app: SatelliteApp) -> None:
+    item = labelled(app)["item"].iloc[2]
+    page = click(click(app.open("--blinded", item=item), "class-1"), "finish")
+    page = click(page, "undo")
+    assert param(page, "item") == item and "nats" in texts(page), "what was shown is not hidden again"
+    click(click(page, "class-2"), "finish")
+    assert [d.blinded for d in app.store.decisions() if d.answers] == [True, False]
+
+
+def test_blinded_nothing_is_accepted_in_bulk_and_nothing_exported(app: SatelliteApp) -> None:
+    session = replace(app.session(), options=replace(app.options, blinded=True))
+    tile_actions.accept_all(session, np.arange(len(session.tiles)))
+    assert not app.store.decisions()
+    click(click(app.open("--blinded", item=labelled(app)["item"].iloc[0]), "class-1"), "finish")
+    assert "what is exported says what the model says" in texts(app.open("--blinded", show="team"))
+    assert any(b.key == "export-make" for b in app.open("--blinded", show="team", role="adjudicator").button)
+    # Colours of a blinded map say what the reviewer said, whatever the address asks for.
+    page = app.open("--blinded", colour="entropy", sort="unsure", **{"class": "town"})
+    assert page.selectbox(key="colour").options == ["my review"] and page.selectbox(key="filter:sort").options == [
+        "as mapped"
+    ]
+    queued = app.open("--blinded", "--queue", str(app.map_.queue), status="queue")
+    assert "in the queue" not in queued.selectbox(key="filter:status").options
+
+
+def test_what_was_answered_in_sight_of_the_model_is_no_blinded_answer(multi: SatelliteApp) -> None:
+    item = labelled(multi)["item"].iloc[1]
+    click(multi.open(item=item), "say-0")
+    page = multi.open(item=item, blinded="1")
+    assert not page.exception and not any(c.value for c in page.segmented_control)
+    click(page, "say-0")
+    page = multi.open(item=item)  # the other way round: a blinded answer is put into the words of the open page
+    assert not page.exception and sum(c.value in ("agree", "disagree") for c in page.segmented_control) == 1
+
+
 def test_blinded_several_classes_are_present_or_absent(multi: SatelliteApp) -> None:
     item = labelled(multi)["item"].iloc[0]
     page = multi.open(item=item, blinded="1")
@@ -600,10 +635,18 @@ def test_a_scene_of_one_file_a_band_is_shown_as_it_was_mapped(split: SatelliteAp
 
 
 def test_files_that_were_moved_are_known_by_their_names(split: SatelliteApp, tmp_path: Path) -> None:
-    for name in ("red.tif", "green.tif", "coarse.tif", "coarse.json"):
-        (tmp_path / name).write_bytes((split.map_.root / name).read_bytes())
+    away = (
+        tmp_path / "away" / split.map_.root.name
+    )  # the folder goes along: files of a band are called alike everywhere
+    other = tmp_path / "other"
+    for folder in (away, other):
+        folder.mkdir(parents=True)
+        for name in ("red.tif", "green.tif", "coarse.tif", "coarse.json"):
+            (folder / name).write_bytes((split.map_.root / name).read_bytes())
     words = ["--bundle", str(split.map_.bundle), "--tiles", str(split.map_.tiles), "--scene"]
-    moved = open_ground(parse_tile_options([*words, str(tmp_path / "coarse.json")]))
+    moved = open_ground(parse_tile_options([*words, str(away / "coarse.json")]))
+    with pytest.raises(ManifestError, match="has no tile of"):
+        open_ground(parse_tile_options([*words, str(other / "coarse.json")]))
     assert moved.tiles.table["item"].tolist() == open_ground(split.options).tiles.table["item"].tolist()
     with pytest.raises(ConfigError, match="nowhere.tif does not exist"):
-        parse_tile_options([*words, f"{tmp_path / 'red.tif'}|nowhere.tif"])
+        parse_tile_options([*words, f"{away / 'red.tif'}|nowhere.tif"])

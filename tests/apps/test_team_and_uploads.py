@@ -46,6 +46,11 @@ def test_an_admin_deals_out_and_sees_what_is_done(app: App, worklist: Worklist) 
     assert counts.set_index(["reviewer", "role"]).loc[("bob", "reader"), "done"] in (0, 1)
 
 
+def test_the_team_page_stands_without_a_film_in_sight(app: App) -> None:
+    page = app.open(show="team", search="nothing is called so")
+    assert not page.exception and {"assign-open", "verify"} <= {b.key for b in page.button}
+
+
 def test_roles_are_granted_in_the_app(app: App) -> None:
     page = app.open(show="team")
     page.text_input(key="grant-name").set_value("bob")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
@@ -111,6 +112,26 @@ def test_pytorch_computes_in_streams_of_one_thread(exported: Made, toy_images: P
         assert torch.get_num_threads() == late == 3, "whoever computes afterwards has all threads"
     finally:
         hook.remove()
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_streams_load_the_model_once(
+    exported: Made, toy_images: Path, monkeypatch: pytest.MonkeyPatch, runtime: str
+) -> None:
+    before, loads = torch.get_num_threads(), []
+    predictor = Predictor(exported[0], toy.read_image, runtime=runtime, precision="fp32", threads=3, batch_size=2)
+    load = predictor._load
+    monkeypatch.setattr(
+        predictor, "_load", lambda way, streams: loads.append(streams) or time.sleep(0.2) or load(way, streams)
+    )
+    try:
+        for _ in range(2):
+            assert len(list(predictor.predict(records(toy_images)))) == 21
+        assert loads == [3]
+        # Fewer images than streams: one call with all threads.
+        assert len(list(predictor.predict(records(toy_images)[:2]))) == 2 and loads == [3, 1]
+    finally:
         torch.set_num_threads(before)
 
 

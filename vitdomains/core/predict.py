@@ -1,7 +1,8 @@
 """From files to probabilities: a bundle at work.
 
-Behind the bundle; sees no configuration and no data set. Decoding runs in threads ahead of the model, the output keeps the
-order of the input, and a file that cannot be read becomes a row with an error.
+Behind the bundle; sees no configuration and no data set. Files are decoded while others are computed: on a CPU by streams that
+each read and compute a batch of their own, beside a GPU by threads ahead of it. The output keeps the order of the input, and a
+file that cannot be read becomes a row with an error.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ class Predictor:
         ways = possible_ways(self.bundle, runtime, precision, cuda=self.device.type == "cuda")
         self.way = ways[0] if runtime != "auto" else self._fastest(ways)
         self._forwards: dict[int, Forward] = {}
+        self._loading = threading.Lock()
 
     @property
     def model(self) -> nn.Module:
@@ -143,9 +145,10 @@ class Predictor:
 
     def _forward(self, streams: int) -> Forward:
         """What runs the model, loaded and compiled once."""
-        if streams not in self._forwards:
-            self._forwards[streams] = self._load(self.way, streams)
-        return self._forwards[streams]
+        with self._loading:
+            if streams not in self._forwards:
+                self._forwards[streams] = self._load(self.way, streams)
+            return self._forwards[streams]
 
     def _load(self, way: Way, streams: int = 1) -> Forward:
         spec, device = self.bundle.preprocess, self.device
@@ -207,7 +210,8 @@ class Predictor:
         """
         cv2.setNumThreads(1)  # an image is small: threads inside cv2 would only take cores from the model
         streams = self.streams
-        if streams > 1:
+        few = isinstance(records, Sequence) and len(records) < streams  # then one call with all threads is sooner done
+        if streams > 1 and not few:
             forward = partial(self.logits, streams=streams)
             batches = batched(iter(records), self._share(records, streams))
             for predictions in self.in_streams(lambda batch: self._work(batch, forward), batches):

@@ -132,7 +132,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--runtime", default="torch", choices=("auto", *RUNTIMES), help="what runs the model (%(default)s)"
     )
     how.add_argument("--precision", default="auto", choices=PRECISIONS, help="(%(default)s)")
-    how.add_argument("--batch_size", type=int, default=16, help="tiles a forward pass (%(default)s)")
+    how.add_argument("--batch_size", type=int, default=16, help="most tiles of a forward pass (%(default)s)")
     how.add_argument(
         "--readers", type=int, default=1, help="reading threads a worker; more for remote scenes (%(default)s)"
     )
@@ -219,8 +219,8 @@ def _when(words: argparse.Namespace, found: Input) -> datetime | None:
 def _told(words: argparse.Namespace, spec: PreprocessSpec) -> dict[str, str]:
     """How the scenes were read: the review app reads them in the same way."""
     resolution = str(words.resolution) if words.resolution else ""
-    return {"sensor": spec.sensor, "bands": ",".join(spec.bands), "baseline": words.baseline, "resolution": resolution,
-            "crs": words.crs}  # fmt: skip
+    return {"asset": words.asset, "sensor": spec.sensor, "bands": ",".join(spec.bands), "baseline": words.baseline,
+            "resolution": resolution, "crs": words.crs}  # fmt: skip
 
 
 def _signature(path: str) -> list[Any]:

@@ -46,7 +46,7 @@ class LabelTiles:
         make_predictor: Loads the bundle; takes ``threads`` and ``batch_size``.
         read: Reads a window; travels to worker processes.
         cell: Side of a cell of the map, pixels of the scene.
-        batch_size: Tiles a forward pass.
+        batch_size: Most tiles of a forward pass (``Predictor.stream_batch``).
         symmetries: Average the probabilities over the rotations and reflections of a tile, which look alike from above.
         readers: Threads that read ahead; more than one pays where reading waits (remote files).
         min_valid: Share of a tile that has to hold data, else it is skipped, 0..1.

@@ -42,8 +42,8 @@ def classes_of(columns: Sequence[str]) -> tuple[str, ...]:
 
 
 def read_as(tiles: Path) -> dict[str, str]:
-    """What ``map`` was told of the scenes of a table, where its file says so: ``sensor``, ``bands``, ``baseline``, ``resolution``
-    and ``crs``, as on the command line."""
+    """What ``map`` was told of the scenes of a table, where its file says so: ``asset``, ``sensor``, ``bands``, ``baseline``,
+    ``resolution`` and ``crs``, as on the command line."""
     if tiles.suffix.lower() != ".parquet":
         return {}
     try:
