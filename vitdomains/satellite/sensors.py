@@ -233,7 +233,8 @@ def read_bands(
     shift = _shift(sensor, baseline, info.tags, Path(path).name)
     found = read_window(path, window, bands=numbers, resolution=resolution, crs=crs)
     pixels = to_units(found.pixels, sensor, shift)
-    np.copyto(pixels, 0, where=~found.valid)
+    if not found.valid.all():
+        np.copyto(pixels, 0, where=~found.valid)
     names = tuple(band_named(sensor, name).name for name in wanted) or tuple(band.name for band in sensor.bands)
     return replace(found, pixels=pixels, bands=names)
 
