@@ -137,7 +137,9 @@ def predict(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("bundle", help="folder that train wrote")
     parser.add_argument("inputs", nargs="+", help="files and folders; folders are searched to the bottom")
     parser.add_argument("--out", default="predictions.csv", help=".csv or .parquet (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=8, help="most images of a forward pass (default: %(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=8, help="most images of a forward pass (default: %(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
     parser.add_argument(
         "--precision", default="auto", choices=PRECISIONS, help="auto: bf16 where it is fast, else fp32"
