@@ -9,13 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import streamlit as st
+from apps.components import web_component
 
-_HERE = Path(__file__).parent
-
-contact_sheet = st.components.v2.component(
-    "vitdomains_contact_sheet",
-    html=(_HERE / "sheet.html").read_text(encoding="utf-8"),
-    css=(_HERE / "sheet.css").read_text(encoding="utf-8"),
-    js=(_HERE / "sheet.js").read_text(encoding="utf-8"),
-)
+contact_sheet = web_component("contact_sheet", Path(__file__).parent, "sheet.html", "sheet.css", "sheet.js")

@@ -10,22 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import streamlit as st
 from numpy.typing import NDArray
 
+from apps.components import web_component
 from apps.media import media_url
 from apps.scene_image import Shown
 from apps.tile_list import TileList
 
-_HERE = Path(__file__).parent
 BYTES = "application/octet-stream"
 
-map_viewer = st.components.v2.component(
-    "vitdomains_map_viewer",
-    html=(_HERE / "map.html").read_text(encoding="utf-8"),
-    css=(_HERE / "map.css").read_text(encoding="utf-8"),
-    js=(_HERE / "map.js").read_text(encoding="utf-8"),
-)
+map_viewer = web_component("map_viewer", Path(__file__).parent, "map.html", "map.css", "map.js")
 
 
 def picture(shown: Shown, png: bytes, slot: str, **more: Any) -> dict[str, Any]:

@@ -15,14 +15,9 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-_HERE = Path(__file__).parent
+from apps.components import web_component
 
-_component = st.components.v2.component(
-    "vitdomains_row_list",
-    html=(_HERE / "rows.html").read_text(encoding="utf-8"),
-    css=(_HERE / "rows.css").read_text(encoding="utf-8"),
-    js=(_HERE / "rows.js").read_text(encoding="utf-8"),
-)
+_component = web_component("row_list", Path(__file__).parent, "rows.html", "rows.css", "rows.js")
 
 
 def row_list(

@@ -15,21 +15,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import streamlit as st
 from numpy.typing import NDArray
 
+from apps.components import web_component
 from apps.media import media_url
 
-_HERE = Path(__file__).parent
-
-
-def _text(*names: str) -> str:
-    return "\n".join((_HERE / name).read_text(encoding="utf-8") for name in names)
-
-
-film_viewer = st.components.v2.component(
-    "vitdomains_film_viewer", html=_text("viewer.html"), css=_text("viewer.css"), js=_text("film.js", "viewer.js")
-)
+film_viewer = web_component("film_viewer", Path(__file__).parent, "viewer.html", "viewer.css", "film.js", "viewer.js")
 
 
 @dataclass(frozen=True)

@@ -60,19 +60,15 @@ class SatelliteApp:
     url: str
     monkeypatch: pytest.MonkeyPatch
 
+    @property
+    def words(self) -> list[str]:
+        """The command line that fits the map."""
+        paths = {"bundle": self.map_.bundle, "tiles": self.map_.tiles, "scene": self.map_.scene, "store": self.url}
+        return [word for name, path in paths.items() for word in (f"--{name}", str(path))] + ["--threads", "1"]
+
     def open(self, *words: str, **params: str) -> AppTest:
         """A fresh page, as after a reload."""
-        given = [
-            "--bundle",
-            self.map_.bundle,
-            "--tiles",
-            self.map_.tiles,
-            "--scene",
-            self.map_.scene,
-            "--store",
-            self.url,
-        ]
-        given += ["--reviewer", "ann", "--threads", "1", *words]
+        given = [*self.words, "--reviewer", "ann", *words]
         self.monkeypatch.setattr(sys, "argv", ["satellite_review.py", *map(str, given)])
         made = AppTest.from_file(str(SCRIPT), default_timeout=60)
         for key, value in params.items():
@@ -92,17 +88,7 @@ class SatelliteApp:
 
     @property
     def options(self) -> TileOptions:
-        words = [
-            "--bundle",
-            self.map_.bundle,
-            "--tiles",
-            self.map_.tiles,
-            "--scene",
-            self.map_.scene,
-            "--store",
-            self.url,
-        ]
-        return parse_tile_options([*map(str, words), "--threads", "1"])
+        return parse_tile_options(self.words)
 
     @property
     def tiles(self) -> TileList:
