@@ -9,7 +9,7 @@ import streamlit as st
 
 from apps.components import label
 from apps.drafts import decision_of, options_of
-from apps.resources import go, say
+from apps.resources import fail, go, say
 from apps.review_session import Session
 from apps.worklist import over_threshold
 from apps.worklist_view import next_item, next_unread
@@ -37,6 +37,7 @@ def agree_with_rest(session: Session, item: str) -> None:
     for finding in session.facts.calls(session.probabilities(row)):
         if finding not in draft.answers:
             draft.put(finding, "agree")
+    go()
 
 
 def finding_order(session: Session, row: dict[str, Any]) -> list[str]:
@@ -101,7 +102,7 @@ def save(session: Session, item: str) -> bool:
         )  # fmt: skip
         (number,) = session.store.add(made)
     except VitDomainsError as error:
-        st.session_state["problem"] = error
+        fail(error)
         return False
     draft.saved()
     session.ledger.refresh()

@@ -11,7 +11,7 @@ import streamlit as st
 from apps.actions import focus_of_new, take_marks
 from apps.components import empty, hold, label, plain, problems, soft
 from apps.engine import not_there
-from apps.resources import go, settle
+from apps.resources import go, settle_part
 from apps.review_session import Session
 from apps.viewer import as_base64, film_viewer
 from apps.worklist_view import next_item, next_unread
@@ -50,7 +50,7 @@ def priors(session: Session, row: dict[str, Any]) -> list[dict[str, Any]]:
 @st.fragment
 def film_pane(session: Session, row: dict[str, Any], finding: str) -> None:
     """The viewer with its controls; drawn again alone while a heat map is on its way."""
-    settle()
+    settle_part()
     item, revealed = str(row["item"]), session.revealed(str(row["item"]))
     earlier = priors(session, row)
     prior, method = _choices(session, item, earlier, revealed, finding)

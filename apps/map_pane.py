@@ -13,7 +13,7 @@ from apps.engine import Memo, not_there
 from apps.film_pane import colour_maps
 from apps.map_viewer import map_viewer, picture, tile_bytes, tiles_for_viewer
 from apps.media import media_url
-from apps.resources import go, settle
+from apps.resources import go, settle_part
 from apps.satellite_session import TileSession
 from apps.scene_image import STRETCHES, Look, Shown, look_of
 from apps.tile_view import TileFilters, paint
@@ -91,9 +91,7 @@ def map_pane(
         name: The class whose heat map is shown.
         method: By which it is made.
     """
-    if st.session_state.pop("leave", False):
-        st.rerun()
-    settle()
+    settle_part()
     with problems():
         _, look = look_of(session.ground.scene, st.query_params)
         row = session.row(item) if item else None
@@ -177,10 +175,8 @@ def _acted(session: TileSession) -> None:
     kind = act.get("kind")
     if kind == "open" and 0 <= int(act.get("index", -1)) < len(session.tiles):
         go(item=str(session.tiles.table["item"].iloc[int(act["index"])]), heat="")
-        st.session_state["leave"] = True
     elif kind == "area":
         go(area=";".join(f"{float(x):g},{float(y):g}" for x, y in act.get("points", [])[:60]), page="")
-        st.session_state["leave"] = True
     elif kind == "look":
         window = [int(v) for v in act.get("window", [])]
         if len(window) == 4 and window[2] > 0 and window[3] > 0:

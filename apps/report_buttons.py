@@ -9,6 +9,7 @@ from typing import Any
 import streamlit as st
 
 from apps.components import problems, soft
+from apps.resources import go
 from apps.review_session import NOTICE, Session
 
 KINDS = {
@@ -27,13 +28,20 @@ def report_buttons(session: Session, row: dict[str, Any]) -> None:
     places = st.columns(len(KINDS) + 1, vertical_alignment="center")
     with_patient = session.shows_patients and places[-1].checkbox("with the patient's data", key="report-patient")
     for place, (ending, (name, mime)) in zip(places, KINDS.items(), strict=False):
-        if place.button(f"Make the {name}", key=f"make{ending}", width="stretch"):
+        place.button(f"Make the {name}", key=f"make{ending}", width="stretch", on_click=_wanted, args=(item, ending))
+        if st.session_state.get("report-wanted") == (item, ending):
+            del st.session_state["report-wanted"]
             with problems(), st.spinner("writing the report"):
                 st.session_state["report"] = (item, ending, make(session, row, ending, with_patient=with_patient))
         made = st.session_state.get("report")
         if made and made[:2] == (item, ending):
             place.download_button(f"Download the {name}", made[2], f"film-{item[:8]}{ending}", mime, key=f"get{ending}",
                                   on_click="ignore", type="primary", width="stretch")  # fmt: skip
+
+
+def _wanted(item: str, ending: str) -> None:
+    st.session_state["report-wanted"] = (item, ending)
+    go()
 
 
 def make(session: Session, row: dict[str, Any], ending: str, *, with_patient: bool = False) -> bytes:

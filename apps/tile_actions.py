@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from apps.components import label
 from apps.drafts import decision_of, options_of
-from apps.resources import go, say
+from apps.resources import fail, go, say
 from apps.satellite_session import TileSession
 from apps.tile_view import next_tile, next_unread
 from vitdomains.core.errors import VitDomainsError
@@ -61,7 +61,9 @@ def answer_now(session: TileSession, item: str, which: int) -> None:
     row = session.tiles.position[item]
     draft, subject = session.draft(item, row), subject_in_focus(session, row)
     draft.put(subject, options_of(session.seen_calls(row).get(subject, ""), revealed=True)[which])
-    if not session.single:
+    if session.single:
+        go()
+    else:
         order = class_order(session, row)
         at = order.index(subject)
         go(heat=next((c for c in [*order[at + 1 :], *order[:at]] if c not in draft.answers), subject))
@@ -74,6 +76,7 @@ def choose_class(session: TileSession, item: str, name: str) -> None:
         go(heat=name)
         return
     session.draft(item, row).put(SUBJECT, "agree" if session.seen_calls(row).get(SUBJECT) == name else name)
+    go()
 
 
 def choose_other(session: TileSession, item: str, key: str) -> None:
@@ -105,7 +108,7 @@ def save(session: TileSession, item: str) -> bool:
         )  # fmt: skip
         (number,) = session.store.add(made)
     except VitDomainsError as error:
-        st.session_state["problem"] = error
+        fail(error)
         return False
     draft.saved()
     session.ledger.refresh()
@@ -167,7 +170,7 @@ def accept_all(session: TileSession, rows: NDArray[np.int64]) -> None:
         session.require(session.role)
         session.store.add(*made)
     except VitDomainsError as error:
-        st.session_state["problem"] = error
+        fail(error)
         return
     _refresh(session, [decision.item for decision in made])
     say(f"Agreed with the model on {len(made):,} tiles. Undo takes them all back.")
@@ -189,7 +192,7 @@ def undo(session: TileSession) -> None:
         session.require(session.role)
         session.store.add(*_before(session, standing, taken))
     except VitDomainsError as error:
-        st.session_state["problem"] = error
+        fail(error)
         return
     items = taken["item"].tolist()
     _refresh(session, items)

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from apps.components import empty, hold, label, plain, soft
-from apps.resources import go
+from apps.resources import go, settle_part
 from apps.review_session import Session
 from apps.row_list import row_list
 from apps.uploads import upload_film
@@ -59,6 +59,7 @@ def worklist_page(session: Session) -> None:
 @st.fragment(run_every=2.0)
 def _ticking(session: Session, begun: bool) -> None:
     """While films are being read: how far it is, without drawing the rest of the page again, but when the first are ``begun``."""
+    settle_part()
     progress = session.worklist.progress
     if not progress.running or (not begun and len(session.worklist.table)):
         st.rerun()

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from apps.components import label
 from apps.drafts import Draft
-from apps.resources import go, say
+from apps.resources import fail, go, say
 from apps.zeroshot_prompts import keep, parse
 from apps.zeroshot_session import Session
 from apps.zeroshot_sight import PAGE, Sight, following, in_sight, undecided
@@ -55,7 +55,7 @@ def decide(session: Session, item: str, answer: Answer) -> None:
         draft.touch()
         (seq,) = session.store.add(_decision(session, view, number, answer, draft))
     except VitDomainsError as error:
-        st.session_state["problem"] = error
+        fail(error)
         return
     session.drafts.pop((session.reviewer.name, session.role, item), None)
     session.ledger.refresh()
@@ -132,7 +132,7 @@ def accept_page(session: Session, numbers: NDArray[np.int64]) -> None:
         session.require(session.role)
         _agree(session, view, waiting, "accepted with its contact sheet")
     except VitDomainsError as error:
-        st.session_state["problem"] = error
+        fail(error)
         return
     session.ledger.refresh()
     say(f"Accepted: {len(waiting)}.")
@@ -167,6 +167,7 @@ def ask(session: Session, text: str, templates: tuple[str, ...]) -> None:
         identity = "" if own else keep(session.labels.folder, prompts)
     except VitDomainsError as error:
         st.session_state["prompt_problem"], st.session_state["prompt_draft"] = error, text
+        go()
         return
     now, usual = dict(zip(view.prompts.names, view.thresholds, strict=True)), session.usual_thresholds(prompts)
     carried = [now.get(name, t) for name, t in zip(prompts.names, usual, strict=True)]

@@ -9,7 +9,7 @@ import streamlit as st
 
 from apps import zeroshot_actions as actions
 from apps.components import hold, plain, show_problem, soft
-from apps.resources import go, say
+from apps.resources import fail, go, say, settle_part
 from apps.zeroshot_prompts import MAX_CHARACTERS, as_text
 from apps.zeroshot_session import Session
 from apps.zeroshot_sight import Sight, undecided
@@ -85,7 +85,7 @@ def _bulk(session: Session, view: View, name: str) -> None:
         try:
             say(f"Accepted: {actions.accept_many(session, view, waiting, note):,}.")
         except VitDomainsError as error:
-            st.session_state["problem"] = error
+            fail(error)
         del st.session_state["bulk"], st.session_state["bulk-agreed"]
         st.rerun()
     soft(f"Accept {len(waiting):,} tiles as {name}, from {threshold:.2f} on, without looking at each?")
@@ -141,6 +141,7 @@ def _asked(session: Session, view: View) -> None:
 @st.fragment(run_every=0.5)
 def _waiting(session: Session) -> None:
     """Until the model is there, without drawing the rest of the page."""
+    settle_part()
     if not session.model.loading:
         st.rerun()
     soft("Loading the text model; prompts and search come on in a moment. You can review meanwhile.")

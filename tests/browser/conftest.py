@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server", "--disable-gpu"]
 REPOSITORY = Path(__file__).resolve().parents[2]
 Serve = Callable[..., str]
+PAGES, LOGS = pytest.StashKey["list[Page]"](), pytest.StashKey[list[Path]]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure is told with what stood on the pages and what the servers wrote: it may not come again."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for page in item.stash.get(PAGES, []):
+            try:
+                report.sections.append((page.url, page.inner_text("body", timeout=5_000)))
+            except Exception as error:  # the page may be what broke
+                report.sections.append((page.url, f"cannot be read: {error}"))
+        report.sections += [(str(log), log.read_text()[-5_000:]) for log in item.stash.get(LOGS, [])]
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -48,14 +63,16 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+def new_page(browser: Browser, request: pytest.FixtureRequest) -> Iterator[Callable[..., Page]]:
     """Opens a page in a context of its own (no cookies, no cache) with a colour scheme and further options of the context."""
     contexts: list[BrowserContext] = []
 
     def open_page(scheme: str = "light", **options: Any) -> Page:
         made = browser.new_context(viewport=SCREEN, color_scheme=scheme, accept_downloads=True, **options)  # type: ignore[arg-type]
         contexts.append(made)
-        return made.new_page()
+        page = made.new_page()
+        request.node.stash.setdefault(PAGES, []).append(page)
+        return page
 
     yield open_page
     for context in contexts:
@@ -72,7 +89,7 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Serve]:
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
     """Start an app and give its address; every server that was started is stopped at the end."""
     pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
     servers: list[subprocess.Popen[bytes]] = []
@@ -82,6 +99,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         log = (tmp_path / f"server{len(servers)}.log").open("wb")
+        request.node.stash.setdefault(LOGS, []).append(Path(log.name))
         command = [
             sys.executable,
             "-m",
