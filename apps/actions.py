@@ -1,4 +1,4 @@
-"""What a reviewer does to a film: answer, mark, save, go on. Callbacks: they run before the page is drawn again."""
+"""What a reviewer does to a film: answer, mark, save, go on; all before the page is drawn again, callbacks but ``finish``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from apps.address import address, fail, go, say
 from apps.components import label
 from apps.drafts import decision_of, options_of
-from apps.resources import fail, go, say
 from apps.review_session import Session
 from apps.worklist import over_threshold
 from apps.worklist_view import next_item, next_unread
@@ -51,7 +51,7 @@ def finding_order(session: Session, row: dict[str, Any]) -> list[str]:
 
 def focus(session: Session, row: dict[str, Any]) -> str:
     """The finding in focus: what the address says, else the first of the list."""
-    named = st.query_params.get("heat", "")
+    named = address().get("heat", "")
     return named if named in session.facts.classes else focus_of_new(session, row)
 
 
@@ -78,7 +78,7 @@ def step(session: Session, item: str, by: int) -> None:
 
 
 def take_marks(session: Session, row: dict[str, Any]) -> None:
-    """Marks that the viewer sent. A key that follows a mark at once comes with it, so ``finish`` takes them first."""
+    """Marks that the viewer sent."""
     act = (st.session_state.get("viewer") or {}).get("act") or {}
     if act.get("kind") != "regions" or act.get("item") != row["item"]:
         return
@@ -118,7 +118,6 @@ def finish(session: Session, item: str) -> None:
     row = session.film(item)
     if row is None:
         return
-    take_marks(session, row)
     draft = session.draft(item, row)
     hidden = not session.revealed(item)
     if draft.changed and draft.answers:

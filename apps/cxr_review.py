@@ -11,13 +11,15 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
+from apps import actions
 from apps.access import identify
+from apps.address import address, settle
 from apps.components import LUNGS, icon, notice, show_problem, style
 from apps.options import Options, parse_options
 from apps.reading_page import reading_page
-from apps.resources import drafts, open_ledger, open_store, settle
+from apps.resources import drafts, open_ledger, open_store
 from apps.review_session import NOTICE, Session, open_worklist
-from apps.reviewing import about, blinded_switch, log_out, other_page, role_switch
+from apps.reviewing import about, blinded_switch, finishing, log_out, other_page, role_switch
 from apps.team_page import team_page
 from apps.worklist_page import worklist_page
 from vitdomains.core.errors import VitDomainsError
@@ -26,7 +28,6 @@ from vitdomains.core.errors import VitDomainsError
 def main() -> None:
     """One run of the page."""
     st.set_page_config(Session.title, page_icon=icon(LUNGS), layout="wide", initial_sidebar_state="collapsed")
-    settle()
     style()
     notice(NOTICE)
     try:
@@ -34,13 +35,16 @@ def main() -> None:
     except VitDomainsError as error:
         show_problem(error)
         return
+    if item := finishing():
+        actions.finish(session, item)
+    settle()
     _sidebar(session)
     if not session.reviewer.roles:
         st.warning("You are known and hold no role yet. Ask an admin to grant you one (page Team).")
         return
-    item = st.query_params.get("item", "")
+    item = address().get("item", "")
     try:
-        if st.query_params.get("show") == "team":
+        if address().get("show") == "team":
             team_page(session)
         elif item:
             reading_page(session, item)

@@ -9,9 +9,9 @@ import numpy as np
 import streamlit as st
 
 from apps.actions import focus_of_new, take_marks
+from apps.address import address, go, settle_part
 from apps.components import empty, hold, label, plain, problems, soft
 from apps.engine import not_there
-from apps.resources import go, settle_part
 from apps.review_session import Session
 from apps.viewer import as_base64, film_viewer
 from apps.worklist_view import next_item, next_unread
@@ -98,15 +98,17 @@ def _choices(
             soft("no prior film of this patient in the list")
     if revealed:
         known = session.engine.methods()
-        named = st.query_params.get("method", known[0])
-        hold("method", named if named in known else known[0])
+        named = address().get("method", known[0])
+        # The browser knows the choices by their text, and the text names the finding: another finding, another widget.
+        key = f"method:{finding}"
+        hold(key, named if named in known else known[0])
         method = right.selectbox(
             "Heat map by",
             known,
             format_func=lambda m: f"{label(finding)} by {METHOD_NAMES[m]}",
-            key="method",
+            key=key,
             label_visibility="collapsed",
-            on_change=lambda: go(method=st.session_state["method"]),
+            on_change=lambda: go(method="" if st.session_state[key] == known[0] else st.session_state[key]),
         )
     else:
         with right:

@@ -11,9 +11,9 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps import tile_actions
+from apps.address import address, go
 from apps.components import empty, hold, label, show_problem, soft
 from apps.map_pane import look_choices, map_pane
-from apps.resources import go
 from apps.row_list import row_list
 from apps.satellite_session import TileSession
 from apps.tile_view import (
@@ -129,7 +129,7 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
         f":small[**{len(rows):,}** of {len(session.tiles):,} tiles in sight{area}, **{read.sum():,}** reviewed by you]"
     )
     known = colourings(session)
-    colouring = st.query_params.get("colour", "")
+    colouring = address().get("colour", "")
     colouring = colouring if colouring in known else next(iter(known))
     hold("colour", colouring)
     row[2].selectbox("Colour by", list(known), format_func=known.__getitem__, key="colour",
@@ -151,7 +151,7 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
 def _list(session: TileSession, rows: NDArray[np.int64]) -> None:
     """One page of tiles; a row opens its tile."""
     pages = math.ceil(len(rows) / PAGE)
-    text = st.query_params.get("page", "1")
+    text = address().get("page", "1")
     page = min(pages, max(1, int(text) if text.isdecimal() else 1))
     part = rows[(page - 1) * PAGE : page * PAGE]
     shown = listed(session, part)

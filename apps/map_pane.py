@@ -8,12 +8,12 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from apps.address import address, go, settle_part
 from apps.components import hold, problems
 from apps.engine import Memo, not_there
 from apps.film_pane import colour_maps
 from apps.map_viewer import map_viewer, picture, tile_bytes, tiles_for_viewer
 from apps.media import media_url
-from apps.resources import go, settle_part
 from apps.satellite_session import TileSession
 from apps.scene_image import STRETCHES, Look, Shown, look_of
 from apps.tile_view import TileFilters, paint
@@ -37,7 +37,7 @@ def _places(scene: str, tiles: str, hidden: bool, _session: TileSession) -> byte
 def look_choices(session: TileSession, places: Any) -> None:
     """Which bands are shown and how they are stretched; ``places``: two columns. For the eye alone: the model sees the file."""
     scene = session.ground.scene
-    key, look = look_of(scene, st.query_params)
+    key, look = look_of(scene, address())
     titles = {k: title for k, (title, _) in scene.presets().items()} | {"own": "any three bands"}
     hold("bands", key)
     hold("stretch", look.stretch)
@@ -60,7 +60,7 @@ def look_choices(session: TileSession, places: Any) -> None:
 def _choose_bands(session: TileSession) -> None:
     chosen = st.session_state["bands"]
     if chosen == "own":
-        _, look = look_of(session.ground.scene, st.query_params)
+        _, look = look_of(session.ground.scene, address())
         first = session.ground.scene.info.indexes
         chosen = ",".join(map(str, look.bands or (first * 3)[:3]))
     go(bands=chosen)
@@ -93,7 +93,7 @@ def map_pane(
     """
     settle_part()
     with problems():
-        _, look = look_of(session.ground.scene, st.query_params)
+        _, look = look_of(session.ground.scene, address())
         row = session.row(item) if item else None
         focus = [int(v) for v in session.tiles.extents[row]] if row is not None else None
         info = session.ground.scene.info

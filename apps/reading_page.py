@@ -10,12 +10,13 @@ from typing import Any
 import streamlit as st
 
 from apps import actions
+from apps.address import go
 from apps.components import hold, label, plain, problems, show_problem, soft
 from apps.drafts import Draft, options_of
 from apps.film_pane import film_pane, no_film
 from apps.report_buttons import report_buttons
-from apps.resources import go
 from apps.review_session import Session
+from apps.reviewing import finish_then
 from apps.worklist_view import Filters, in_sight
 
 PANEL_HEIGHT = 330
@@ -126,8 +127,8 @@ def _answers(session: Session, row: dict[str, Any], draft: Draft, finding: str) 
         type="primary",
         shortcut="N",
         width="stretch",
-        on_click=actions.finish,
-        args=(session, item),
+        on_click=finish_then,
+        args=(item,),
     )
     problem = st.session_state.pop("problem", None)
     if problem is not None:

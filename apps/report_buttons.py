@@ -8,8 +8,8 @@ from typing import Any
 
 import streamlit as st
 
+from apps.address import go
 from apps.components import problems, soft
-from apps.resources import go
 from apps.review_session import NOTICE, Session
 
 KINDS = {

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import streamlit as st
 
 from apps.access import Reviewer, identify, require
+from apps.address import address, go
 from apps.components import hold, soft
 from apps.ledger import Ledger
-from apps.resources import go
 from vitdomains.core.review import ReviewStore, Role
 
 
@@ -32,13 +32,13 @@ class Reviewing:
     @property
     def role(self) -> Role:
         """As what the reviewer decides: adjudicator where that was chosen and is held."""
-        wanted = st.query_params.get("role") == "adjudicator"
+        wanted = address().get("role") == "adjudicator"
         return "adjudicator" if wanted and "adjudicator" in self.reviewer.roles else "reader"
 
     @property
     def blinded(self) -> bool:
         """Whether this reviewer decides before the model is shown."""
-        return self.role == "reader" and (self.options.blinded or st.query_params.get("blinded") == "1")
+        return self.role == "reader" and (self.options.blinded or address().get("blinded") == "1")
 
     def revealed(self, item: str) -> bool:
         """Whether the model's result may be shown: not blinded, or decided before, for who took that back has seen it."""
@@ -53,6 +53,20 @@ class Reviewing:
         require(identify(self.store, self.options.identity, self.title), role)
 
 
+def finish_then(item: str) -> None:
+    """Callback of the key that saves and goes on: done by the page's ``finish``, when all callbacks of a request have run.
+
+    Streamlit runs those of keys in quick succession in one run, and not in the order of the keys: an answer may come after it.
+    """
+    st.session_state["finishing"] = item
+    go()
+
+
+def finishing() -> str:
+    """The item to save and to go on from; empty for none. Asked once."""
+    return str(st.session_state.pop("finishing", ""))
+
+
 def about(session: Reviewing, facts: Sequence[str]) -> None:
     """Head of the side bar: the app, the reviewer, and what is reviewed with what."""
     st.markdown(f"**{session.title}**")
@@ -63,7 +77,7 @@ def about(session: Reviewing, facts: Sequence[str]) -> None:
 
 def other_page(show: str, there: str, back: str) -> None:
     """The button to the page that the address calls ``show``, named ``there``; on that page, the one ``back``."""
-    on_it = st.query_params.get("show") == show
+    on_it = address().get("show") == show
     st.button(back if on_it else there, on_click=go, kwargs={"show": "" if on_it else show}, width="stretch",
               key="show-first" if on_it else f"show-{show}")  # fmt: skip
 

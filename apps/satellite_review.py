@@ -11,11 +11,13 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
+from apps import tile_actions
 from apps.access import identify
+from apps.address import address, settle
 from apps.components import TILES, icon, notice, show_problem, style
 from apps.map_page import map_page
-from apps.resources import drafts, open_ledger, open_store, settle
-from apps.reviewing import about, blinded_switch, log_out, other_page, role_switch
+from apps.resources import drafts, open_ledger, open_store
+from apps.reviewing import about, blinded_switch, finishing, log_out, other_page, role_switch
 from apps.satellite_options import TileOptions, parse_tile_options
 from apps.satellite_session import NOTICE, TITLE, TileSession, open_ground
 from apps.satellite_team_page import tiles_team_page
@@ -27,7 +29,6 @@ from vitdomains.core.geo.inputs import files_of
 def main() -> None:
     """One run of the page."""
     st.set_page_config(TITLE, page_icon=icon(TILES), layout="wide", initial_sidebar_state="collapsed")
-    settle()
     style()
     notice(NOTICE)
     try:
@@ -35,13 +36,16 @@ def main() -> None:
     except VitDomainsError as error:
         show_problem(error)
         return
+    if item := finishing():
+        tile_actions.finish(session, item)
+    settle()
     _sidebar(session)
     if not session.reviewer.roles:
         st.warning("You are known and hold no role yet. Ask an admin to grant you one (page Team).")
         return
-    item = st.query_params.get("item", "")
+    item = address().get("item", "")
     try:
-        if st.query_params.get("show") == "team":
+        if address().get("show") == "team":
             tiles_team_page(session)
         elif item:
             tile_page(session, item)

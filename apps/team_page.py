@@ -9,8 +9,8 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
+from apps.address import go
 from apps.components import empty, problems, soft
-from apps.resources import go
 from apps.review_session import Session
 from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
 from apps.worklist_view import Filters, in_sight

@@ -12,9 +12,9 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
+from apps.address import address, fail, go, say
 from apps.components import label
 from apps.drafts import decision_of, options_of
-from apps.resources import fail, go, say
 from apps.satellite_session import TileSession
 from apps.tile_view import next_tile, next_unread
 from vitdomains.core.errors import VitDomainsError
@@ -38,7 +38,7 @@ def class_order(session: TileSession, row: int) -> list[str]:
 
 def focus(session: TileSession, row: int) -> str:
     """The class in focus, whose heat map is shown: what the address says, else the most probable; blinded, the first."""
-    named = st.query_params.get("heat", "")
+    named = address().get("heat", "")
     if named in session.tiles.classes:
         return named
     shown = session.revealed(str(session.tiles.table["item"].iat[row]))

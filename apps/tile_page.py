@@ -11,12 +11,13 @@ import numpy as np
 import streamlit as st
 
 from apps import tile_actions
+from apps.address import address, go
 from apps.components import hold, label, plain, problems, show_problem, soft
 from apps.drafts import Draft, options_of
 from apps.film_pane import METHOD_NAMES
 from apps.map_page import no_tile
 from apps.map_pane import look_choices, map_pane
-from apps.resources import go
+from apps.reviewing import finish_then
 from apps.satellite_session import TileSession
 from apps.tile_view import TileFilters, colourings, in_sight
 from vitdomains.core.review_export import SUBJECT
@@ -80,7 +81,7 @@ def _choices(session: TileSession, item: str, name: str) -> str:
         return ""
     with problems():
         known = session.ground.engine.methods()
-        named = st.query_params.get("method", known[0])
+        named = address().get("method", known[0])
         hold("method", named if named in known else known[0])
         return str(
             places[2].selectbox(
@@ -111,7 +112,7 @@ def _answers(session: TileSession, item: str, row: int, draft: Draft, name: str)
     agree.button("Agree and next", key="agree-next", shortcut="Shift+A", width="stretch", disabled=not session.seen_calls(row),
                  on_click=tile_actions.agree_and_next, args=(session, item))  # fmt: skip
     go_on.button("Save and next" if revealed else "Save, show the model", key="finish", type="primary", shortcut="N",
-                 width="stretch", on_click=tile_actions.finish, args=(session, item))  # fmt: skip
+                 width="stretch", on_click=finish_then, args=(item,))  # fmt: skip
     problem = st.session_state.pop("problem", None)
     if problem is not None:
         show_problem(problem)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import streamlit as st
 from numpy.typing import NDArray
 
+from apps.address import address
 from apps.satellite_session import TileSession
 from vitdomains.core.review_agreement import UNSURE
 from vitdomains.core.review_export import SUBJECT
@@ -70,7 +70,7 @@ class TileFilters:
     @classmethod
     def from_address(cls, session: TileSession) -> TileFilters:
         """What the page's address says; what it cannot mean is taken for the default."""
-        q = st.query_params
+        q = address()
         status, sort, name = q.get("status", "all"), q.get("sort", "listed"), q.get("class", "")
         status = status if status in status_choices(session) else "all"
         sort = sort if sort in sort_choices(session) else "listed"

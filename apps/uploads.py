@@ -8,8 +8,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from apps.address import go
 from apps.components import problems, soft
-from apps.resources import go
 from apps.review_session import Session
 from apps.worklist import header_facts, identity
 from vitdomains.core.errors import ImageError

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
+from apps.address import address, go, settle_part
 from apps.components import empty, hold, label, plain, soft
-from apps.resources import go, settle_part
 from apps.review_session import Session
 from apps.row_list import row_list
 from apps.uploads import upload_film
@@ -142,7 +142,7 @@ def _clear() -> None:
 def _table(session: Session, found: pd.DataFrame) -> None:
     """One page of films; a row opens its film."""
     pages = math.ceil(len(found) / PAGE)
-    text = st.query_params.get("page", "1")
+    text = address().get("page", "1")
     page = min(pages, max(1, int(text) if text.isdecimal() else 1))
     part = found.iloc[(page - 1) * PAGE : page * PAGE]
     shown = _columns(session, part, (page - 1) * PAGE)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from apps.address import address
 from apps.review_session import Session
 from apps.worklist import SUBGROUPS, over_threshold, uncertainty
 
@@ -46,7 +47,7 @@ class Filters:
     @classmethod
     def from_address(cls, session: Session) -> Filters:
         """What the page's address says; what it cannot mean is taken for the default."""
-        q, plain = st.query_params, cls()
+        q, plain = address(), cls()
         finding = q.get("finding", "")
         blinded = session.blinded
         return cls(

@@ -6,9 +6,9 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from apps.address import fail, go, say
 from apps.components import label
 from apps.drafts import Draft
-from apps.resources import fail, go, say
 from apps.zeroshot_prompts import keep, parse
 from apps.zeroshot_session import Session
 from apps.zeroshot_sight import PAGE, Sight, following, in_sight, undecided

@@ -8,8 +8,8 @@ import numpy as np
 import streamlit as st
 
 from apps import zeroshot_actions as actions
+from apps.address import fail, go, say, settle_part
 from apps.components import hold, plain, show_problem, soft
-from apps.resources import fail, go, say, settle_part
 from apps.zeroshot_prompts import MAX_CHARACTERS, as_text
 from apps.zeroshot_session import Session
 from apps.zeroshot_sight import Sight, undecided

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import streamlit as st
 
+from apps.address import go
 from apps.components import empty, label, plain, problems, soft
 from apps.ledger import Ledger
-from apps.resources import go
 from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
 from apps.zeroshot_output import accepted, labels_of, make_student, student_words, write_view
 from apps.zeroshot_prompts import as_yaml

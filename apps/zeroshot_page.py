@@ -11,9 +11,9 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps import zeroshot_actions as actions
+from apps.address import address, go
 from apps.components import empty, hold, label, plain, show_problem, soft
 from apps.contact_sheet import contact_sheet
-from apps.resources import go
 from apps.zeroshot_classes import classes_panel
 from apps.zeroshot_labels import places
 from apps.zeroshot_session import Session
@@ -56,7 +56,7 @@ def review_page(session: Session) -> None:
         _tools(session, sight)
         numbers = _found(session, view, sight)
         items = session.labels.items[session.labels.rows]
-        item = st.query_params.get("item", "") or (str(items[numbers[0]]) if len(numbers) else "")
+        item = address().get("item", "") or (str(items[numbers[0]]) if len(numbers) else "")
         _sheet(session, view, sight, numbers, item)
     with right:
         _tile(session, view, item)
@@ -76,8 +76,8 @@ def _found(session: Session, view: View, sight: Sight) -> NDArray[np.int64]:
 def _tools(session: Session, sight: Sight) -> None:
     """Search, order, status, near misses. The address leads: each of them shows what stands there."""
     search, order, status, near = st.columns([1.9, 1.55, 1.6, 1.35], vertical_alignment="center")
-    like = st.query_params.get("like", "")
-    hold("q", st.query_params.get("q", ""))
+    like = address().get("like", "")
+    hold("q", address().get("q", ""))
     search.text_input("Search by text", key="q", label_visibility="collapsed", max_chars=300,
                       placeholder=f"like tile {like[:8]}" if like else "Search by text, e.g. solar farm",
                       disabled=session.model.loading or bool(session.model.problem),

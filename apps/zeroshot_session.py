@@ -10,6 +10,7 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
+from apps.address import address
 from apps.drafts import Draft
 from apps.reviewing import Reviewing
 from apps.zeroshot_labels import Labels, read_labels
@@ -81,13 +82,13 @@ class Session(Reviewing):
         Raises:
             ConfigError: They are not kept here.
         """
-        asked = st.query_params.get("asked", "")
+        asked = address().get("asked", "")
         return kept(self.labels.folder, asked) if asked else self.labels.prompts
 
     def thresholds(self, prompts: PromptSet) -> tuple[float, ...]:
         """Those in the address, else those of the labels, for classes that are new 0 or 0.5."""
         try:
-            given = tuple(min(1.0, max(0.0, float(word))) for word in st.query_params.get("t", "").split(",") if word)
+            given = tuple(min(1.0, max(0.0, float(word))) for word in address().get("t", "").split(",") if word)
         except ValueError:
             given = ()
         return given if len(given) == len(prompts.names) else self.usual_thresholds(prompts)
@@ -128,7 +129,7 @@ class Session(Reviewing):
         Raises:
             VitDomainsError: The text cannot be embedded.
         """
-        text, like = st.query_params.get("q", "").strip(), self.number(st.query_params.get("like", ""))
+        text, like = address().get("q", "").strip(), self.number(address().get("like", ""))
         if like < 0 and (not text or self.model.loading or self.model.problem):
             return None
         return _similarity(self.model, "" if like >= 0 else text, like, str(self.labels.folder), self.changed)

@@ -7,9 +7,9 @@ from typing import get_args
 
 import numpy as np
 import pandas as pd
-import streamlit as st
 from numpy.typing import NDArray
 
+from apps.address import address
 from apps.zeroshot_session import Session
 from apps.zeroshot_views import Order, View
 from vitdomains.core.review_agreement import readings
@@ -43,7 +43,7 @@ class Sight:
     @classmethod
     def from_address(cls, view: View) -> Sight:
         """Read the page's address."""
-        q = st.query_params
+        q = address()
         searching = bool(q.get("q", "").strip() or q.get("like"))
         order = q.get("order", "similar" if searching else "borderline")
         order = order if order in get_args(Order) and (searching or order != "similar") else "borderline"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from apps.access import identify
+from apps.address import address, settle
 from apps.components import soft
-from apps.resources import drafts, open_ledger, open_store, settle
+from apps.resources import drafts, open_ledger, open_store
 from apps.reviewing import about, log_out, other_page, role_switch
 from apps.zeroshot_options import TITLE, Options, stamp
 from apps.zeroshot_output_page import output_page
@@ -25,7 +26,7 @@ def show(options: Options) -> None:
     _sidebar(session)
     if not session.reviewer.roles:
         st.warning("You are known and hold no role yet. Ask an admin to grant you one.")
-    elif st.query_params.get("show") == "output":
+    elif address().get("show") == "output":
         output_page(session)
     else:
         review_page(session)

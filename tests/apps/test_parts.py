@@ -264,15 +264,16 @@ def test_an_answer_by_key_replaces_the_widget_that_does_not_know_of_it() -> None
 def _going() -> None:
     import streamlit as st
 
-    from apps.resources import go, say, settle
+    from apps.address import address, go, say, settle
 
     def act() -> None:
         go(item="2", heat="", group=["a", "b"])
         say("moved")
 
     settle()
-    st.text(f"item {st.query_params.get('item', 'none')}")
+    st.text(f"item {address().get('item', 'none')}")
     st.button("act", on_click=act)
+    st.button("more", on_click=go, kwargs={"heat": "Edema"})
 
 
 def test_what_a_callback_asks_for_is_done_though_the_run_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,6 +294,10 @@ def test_what_a_callback_asks_for_is_done_though_the_run_is_cut_short(monkeypatc
     assert page.query_params == {"item": "2", "group": ["a", "b"]}
     page.run()
     assert not page.toast
+    del page.query_params["item"]  # a request that left the browser before it heard
+    page.query_params["group"] = "c"
+    page.button[1].click().run()
+    assert page.query_params == {"item": "2", "group": ["a", "b"], "heat": "Edema"}
 
 
 def test_the_ledger_keeps_up_with_the_store(tmp_path: Path) -> None:

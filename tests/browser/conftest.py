@@ -35,9 +35,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.when == "call" and report.failed:
         for page in item.stash.get(PAGES, []):
+            from playwright.sync_api import Error
+
             try:
                 report.sections.append((page.url, page.inner_text("body", timeout=5_000)))
-            except Exception as error:  # the page may be what broke
+            except Error as error:  # the page may be what broke
                 report.sections.append((page.url, f"cannot be read: {error}"))
         report.sections += [(str(log), log.read_text()[-5_000:]) for log in item.stash.get(LOGS, [])]
     return report

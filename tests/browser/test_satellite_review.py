@@ -131,7 +131,9 @@ def test_a_whole_working_round(serve: Serve, watched: Any, mapped: SmallMap, tmp
 
     # The first of the queue by key; the tile, its surroundings and its heat map appear.
     seen.choose("Order", "the queue first")
+    page.wait_for_url(re.compile("sort=queue"))
     seen.to_the_map()
+    seen.settled()
     page.keyboard.press("n")
     page.wait_for_url(re.compile("item="))
     first = item_of(page)
@@ -258,8 +260,7 @@ def test_dark_and_by_the_keyboard_alone(
     seen.settled()
     page.screenshot(path=screenshots / "satellite_tile_dark.png")
     page.keyboard.press("2")
-    seen.settled()
-    page.keyboard.press("n")
+    page.keyboard.press("n")  # at once: nothing of it may be lost
     page.get_by_text("Saved as decision 1").wait_for()
     page.keyboard.press("Escape")
     seen.map(mode="map")
