@@ -129,11 +129,14 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
         f":small[**{len(rows):,}** of {len(session.tiles):,} tiles in sight{area}, **{read.sum():,}** reviewed by you]"
     )
     known = colourings(session)
-    colouring = address().get("colour", "")
-    colouring = colouring if colouring in known else next(iter(known))
-    hold("colour", colouring)
-    row[2].selectbox("Colour by", list(known), format_func=known.__getitem__, key="colour",
-                     on_change=lambda: go(colour=st.session_state["colour"]))  # fmt: skip
+    usual, colouring = next(iter(known)), address().get("colour", "")
+    hold("colour", colouring if colouring in known else usual)
+
+    def choose() -> None:
+        chosen = st.session_state["colour"]
+        go(colour="" if chosen == usual else chosen)  # the default needs no place in the address
+
+    row[2].selectbox("Colour by", list(known), format_func=known.__getitem__, key="colour", on_change=choose)
     look_choices(session, row[3:5])
     open_ = rows[~read[rows]]
     with row[5].popover("Accept in bulk", width="stretch", disabled=session.blinded or not len(open_)):

@@ -86,7 +86,7 @@ def _choices(session: TileSession, item: str, name: str) -> str:
         return str(
             places[2].selectbox(
                 f"Heat map of {label(name)} by", known, format_func=METHOD_NAMES.__getitem__, key="method",
-                on_change=lambda: go(method=st.session_state["method"]),
+                on_change=lambda: go(method="" if st.session_state["method"] == known[0] else st.session_state["method"]),
             )
         )  # fmt: skip
     return ""

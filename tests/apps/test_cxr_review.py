@@ -165,6 +165,17 @@ def test_a_reload_keeps_the_draft_and_a_correction_is_another_row(app: App, work
     assert "disagree" in texts(app.page(item=item))
 
 
+def test_an_answer_and_the_key_that_saves_can_come_at_once(app: App, worklist: Worklist) -> None:
+    page = app.open(item=worklist.table["item"].iloc[3], heat="Nodule")
+    page.button(key="finish").click()
+    page.button(key="say-0").click()
+    page = page.run()
+    assert not page.exception
+    (written,) = app.store.decisions()
+    assert written.item == worklist.table["item"].iloc[3] and written.answers["Nodule"].verdict == "agree"
+    assert page.query_params["item"] not in (written.item, [written.item])
+
+
 def test_next_without_an_answer_saves_nothing(app: App, worklist: Worklist) -> None:
     page = app.open(item=worklist.table["item"].iloc[0])
     page = click(page, "finish")

