@@ -28,6 +28,7 @@ def answer_now(session: Session, item: str, finding: str, which: int) -> None:
     order = finding_order(session, row)
     rest = [*order[order.index(finding) + 1 :], *order[: order.index(finding)]]
     go(heat=next((name for name in rest if name not in draft.answers), finding))
+    go()
 
 
 def agree_with_rest(session: Session, item: str) -> None:

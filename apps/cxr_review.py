@@ -27,6 +27,7 @@ from vitdomains.core.errors import VitDomainsError
 
 def main() -> None:
     """One run of the page."""
+    address()  # before anything is drawn: a run that is cut short must have heard of the way back
     st.set_page_config(Session.title, page_icon=icon(LUNGS), layout="wide", initial_sidebar_state="collapsed")
     style()
     notice(NOTICE)
@@ -35,7 +36,7 @@ def main() -> None:
     except VitDomainsError as error:
         show_problem(error)
         return
-    if item := finishing():
+    if (item := finishing()) and session.reviewer.roles:
         actions.finish(session, item)
     settle()
     _sidebar(session)

@@ -16,7 +16,7 @@ from apps.drafts import Draft, options_of
 from apps.film_pane import film_pane, no_film
 from apps.report_buttons import report_buttons
 from apps.review_session import Session
-from apps.reviewing import finish_then
+from apps.reviewing import answered, finish_then
 from apps.worklist_view import Filters, in_sight
 
 PANEL_HEIGHT = 330
@@ -107,7 +107,8 @@ def _answers(session: Session, row: dict[str, Any], draft: Draft, finding: str) 
                 default=draft.answers.get(name),
                 key=key,
                 label_visibility="collapsed",
-                on_change=lambda name=name, key=key: draft.answer(name, st.session_state[key]),
+                on_change=answered,
+                args=(draft, name, key),
             )
     _focus_buttons(session, item, finding, options_of(calls.get(finding, ""), revealed))
     if revealed:

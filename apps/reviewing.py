@@ -11,6 +11,7 @@ import streamlit as st
 from apps.access import Reviewer, identify, require
 from apps.address import address, go
 from apps.components import hold, soft
+from apps.drafts import Draft
 from apps.ledger import Ledger
 from vitdomains.core.review import ReviewStore, Role
 
@@ -51,6 +52,12 @@ class Reviewing:
             ConfigError: The reviewer does not hold the role.
         """
         require(identify(self.store, self.options.identity, self.title), role)
+
+
+def answered(draft: Draft, subject: str, key: str) -> None:
+    """Callback of the widget of this key, by which a subject is answered."""
+    draft.answer(subject, st.session_state[key])
+    go()
 
 
 def finish_then(item: str) -> None:

@@ -28,6 +28,7 @@ from vitdomains.core.geo.inputs import files_of
 
 def main() -> None:
     """One run of the page."""
+    address()  # before anything is drawn: a run that is cut short must have heard of the way back
     st.set_page_config(TITLE, page_icon=icon(TILES), layout="wide", initial_sidebar_state="collapsed")
     style()
     notice(NOTICE)
@@ -36,7 +37,7 @@ def main() -> None:
     except VitDomainsError as error:
         show_problem(error)
         return
-    if item := finishing():
+    if (item := finishing()) and session.reviewer.roles:
         tile_actions.finish(session, item)
     settle()
     _sidebar(session)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from apps.address import address, fail, go, say
 from apps.components import label
 from apps.drafts import decision_of, options_of
+from apps.reviewing import finish_then
 from apps.satellite_session import TileSession
 from apps.tile_view import next_tile, next_unread
 from vitdomains.core.errors import VitDomainsError
@@ -61,12 +62,11 @@ def answer_now(session: TileSession, item: str, which: int) -> None:
     row = session.tiles.position[item]
     draft, subject = session.draft(item, row), subject_in_focus(session, row)
     draft.put(subject, options_of(session.seen_calls(row).get(subject, ""), revealed=True)[which])
-    if session.single:
-        go()
-    else:
+    if not session.single:
         order = class_order(session, row)
         at = order.index(subject)
         go(heat=next((c for c in [*order[at + 1 :], *order[:at]] if c not in draft.answers), subject))
+    go()
 
 
 def choose_class(session: TileSession, item: str, name: str) -> None:
@@ -147,7 +147,7 @@ def agree_and_next(session: TileSession, item: str) -> None:
     for subject in session.seen_calls(row):
         if session.single or subject not in draft.answers:
             draft.put(subject, "agree")
-    finish(session, item)
+    finish_then(item)
 
 
 def accept_all(session: TileSession, rows: NDArray[np.int64]) -> None:

@@ -17,7 +17,7 @@ from apps.drafts import Draft, options_of
 from apps.film_pane import METHOD_NAMES
 from apps.map_page import no_tile
 from apps.map_pane import look_choices, map_pane
-from apps.reviewing import finish_then
+from apps.reviewing import answered, finish_then
 from apps.satellite_session import TileSession
 from apps.tile_view import TileFilters, colourings, in_sight
 from vitdomains.core.review_export import SUBJECT
@@ -165,7 +165,7 @@ def _findings(session: TileSession, item: str, row: int, draft: Draft, name: str
         choice.segmented_control(
             label(c), options_of(calls.get(c, ""), revealed=True), format_func=WORDS.__getitem__, key=key,
             default=draft.answers.get(c), label_visibility="collapsed",
-            on_change=lambda c=c, key=key: draft.answer(c, st.session_state[key]),
+            on_change=answered, args=(draft, c, key),
         )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
+from apps.address import address
 from apps.components import TILES, icon, notice, show_problem, style
 from apps.zeroshot_options import NOTICE, TITLE, parse_options
 from vitdomains.core.errors import VitDomainsError
@@ -18,6 +19,7 @@ from vitdomains.core.errors import VitDomainsError
 
 def main() -> None:
     """One run of the page."""
+    address()  # before anything is drawn: a run that is cut short must have heard of the way back
     st.set_page_config(TITLE, page_icon=icon(TILES), layout="wide", initial_sidebar_state="collapsed")
     style()
     notice(NOTICE)
