@@ -277,6 +277,7 @@ def test_a_full_disk_does_not_stop_training(tmp_path, caplog, monkeypatch):
     data = dataset(manifest, cache=ImageCache(SPEC, tmp_path / "cache"))
 
     def full(*_):
+        time.sleep(0.05)  # threads of the warm-up find it full together
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "pwrite", full)

@@ -145,14 +145,17 @@ class ImageCache:
             image.setflags(write=False)
             self._memory[key] = image
             return
-        if not self._writable:
-            return
-        try:
-            with self._lock, _alone(self._file.index):
-                self._append(self._file, key, image)
-        except OSError as error:
-            self._writable = False
-            logger.warning("The cache %s takes no more images (%s); they are decoded each time.", self.folder, error)
+        with self._lock:
+            if not self._writable:
+                return
+            try:
+                with _alone(self._file.index):
+                    self._append(self._file, key, image)
+            except OSError as error:
+                self._writable = False
+                logger.warning(
+                    "The cache %s takes no more images (%s); they are decoded each time.", self.folder, error
+                )
 
     def _entry_bytes(self, channels: int) -> int:
         return self.spec.height * self.spec.width * max(channels, 1) * np.dtype(self.spec.storage).itemsize
