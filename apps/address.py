@@ -59,6 +59,12 @@ def go(**params: str | list[str]) -> None:
         st.session_state["address"], st.session_state["asked"] = Address(wanted), True
 
 
+def choose(name: str, key: str, usual: str) -> None:
+    """Callback of a choice: write what the widget of this key shows into the address, where its default needs no place."""
+    chosen = st.session_state[key]
+    go(**{name: "" if chosen == usual else chosen})
+
+
 def say(text: str) -> None:
     """A message that comes with the next ``settle`` and passes by."""
     st.session_state.setdefault("saying", []).append(text)

@@ -9,7 +9,7 @@ import numpy as np
 import streamlit as st
 
 from apps.actions import focus_of_new, take_marks
-from apps.address import address, go, settle_part
+from apps.address import address, choose, go, settle_part
 from apps.components import empty, hold, label, plain, problems, soft
 from apps.engine import not_there
 from apps.review_session import Session
@@ -108,7 +108,8 @@ def _choices(
             format_func=lambda m: f"{label(finding)} by {METHOD_NAMES[m]}",
             key=key,
             label_visibility="collapsed",
-            on_change=lambda: go(method="" if st.session_state[key] == known[0] else st.session_state[key]),
+            on_change=choose,
+            args=("method", key, known[0]),
         )
     else:
         with right:

@@ -11,7 +11,7 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps import tile_actions
-from apps.address import address, go
+from apps.address import address, choose, go
 from apps.components import empty, hold, label, show_problem, soft
 from apps.map_pane import look_choices, map_pane
 from apps.row_list import row_list
@@ -131,12 +131,8 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
     known = colourings(session)
     usual, colouring = next(iter(known)), address().get("colour", "")
     hold("colour", colouring if colouring in known else usual)
-
-    def choose() -> None:
-        chosen = st.session_state["colour"]
-        go(colour="" if chosen == usual else chosen)  # the default needs no place in the address
-
-    row[2].selectbox("Colour by", list(known), format_func=known.__getitem__, key="colour", on_change=choose)
+    row[2].selectbox("Colour by", list(known), format_func=known.__getitem__, key="colour", on_change=choose,
+                     args=("colour", "colour", usual))  # fmt: skip
     look_choices(session, row[3:5])
     open_ = rows[~read[rows]]
     with row[5].popover("Accept in bulk", width="stretch", disabled=session.blinded or not len(open_)):

@@ -11,7 +11,7 @@ import numpy as np
 import streamlit as st
 
 from apps import tile_actions
-from apps.address import address, go
+from apps.address import address, choose, go
 from apps.components import hold, label, plain, problems, show_problem, soft
 from apps.drafts import Draft, options_of
 from apps.film_pane import METHOD_NAMES
@@ -86,7 +86,7 @@ def _choices(session: TileSession, item: str, name: str) -> str:
         return str(
             places[2].selectbox(
                 f"Heat map of {label(name)} by", known, format_func=METHOD_NAMES.__getitem__, key="method",
-                on_change=lambda: go(method="" if st.session_state["method"] == known[0] else st.session_state["method"]),
+                on_change=choose, args=("method", "method", known[0]),
             )
         )  # fmt: skip
     return ""
