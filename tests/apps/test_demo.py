@@ -19,9 +19,10 @@ pytest.importorskip("streamlit", reason="streamlit is not installed: pip install
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from apps import demo, demo_data, demo_folder
-from apps.demo_folder import STAMP, Size, prepare
-from apps.demo_land import KINDS, draw_land
+from apps.demo import __main__ as demo
+from apps.demo import data, folders
+from apps.demo.folders import STAMP, Size, prepare
+from apps.demo.land import KINDS, draw_land
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.terminal import OnProgress
 
@@ -36,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def no_trained_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo_folder, "TRAINED", tmp_path / "none")
+    monkeypatch.setattr(folders, "TRAINED", tmp_path / "none")
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def test_each_app_opens_its_data_which_is_made_once(name: str, root: Path, monke
     monkeypatch.setattr(sys, "argv", [f"{name}_review.py", *words, "--threads", "1"])
     page = AppTest.from_file(str(ROOT / "apps" / f"{name}_review.py"), default_timeout=60).run()
     assert not page.exception and not page.error and page.button
-    monkeypatch.setitem(demo_data.MAKERS, name, _fail)
+    monkeypatch.setitem(data.MAKERS, name, _fail)
     assert prepare(name, root, SMALL) == (words, note) and note
 
 
@@ -71,11 +72,11 @@ def _make(folder: Path, size: Size, on_progress: OnProgress) -> str:
 def test_half_made_or_moved_data_is_made_anew_and_nothing_else_is_touched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(demo_data.MAKERS, "satellite", _fail)
+    monkeypatch.setitem(data.MAKERS, "satellite", _fail)
     with pytest.raises(KeyboardInterrupt):
         prepare("satellite", tmp_path / "a", SMALL)
     assert json.loads((tmp_path / "a" / "satellite" / STAMP).read_text()) == {"finished": False}
-    monkeypatch.setitem(demo_data.MAKERS, "satellite", _make)
+    monkeypatch.setitem(data.MAKERS, "satellite", _make)
     words, note = prepare("satellite", tmp_path / "a", SMALL)
     assert note == "made" and f"{tmp_path / 'a' / 'satellite' / 'scene.tif'}" in words
     assert sorted(p.name for p in (tmp_path / "a" / "satellite").iterdir()) == [STAMP, "whole"]
@@ -92,13 +93,13 @@ def test_half_made_or_moved_data_is_made_anew_and_nothing_else_is_touched(
 
 
 def test_two_do_not_make_at_once(tmp_path: Path) -> None:
-    with demo_folder._alone(tmp_path), pytest.raises(ConfigError, match="Another process"):
+    with folders._alone(tmp_path), pytest.raises(ConfigError, match="Another process"):
         prepare("zeroshot", tmp_path, SMALL)
 
 
 def test_the_model_of_make_demo_is_taken_where_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for file in (demo_folder.TRAINED / "bundle.json", demo_folder.FILMS / "phantoms.json"):
+    for file in (folders.TRAINED / "bundle.json", folders.FILMS / "phantoms.json"):
         file.parent.mkdir(parents=True)
         file.write_text("{}")
     words, note = prepare("cxr", tmp_path / "demo", SMALL)
@@ -124,7 +125,7 @@ def test_servers_start_and_stop_with_the_command(tmp_path: Path) -> None:
     """One app, whose data is finished as far as the stamp says: it comes up, and ends at once when it is interrupted."""
     folder = tmp_path / "zeroshot"
     folder.mkdir()
-    demo_folder._stamp(folder, {"finished": True, "of": demo_folder._fingerprint(folder, Size()), "note": "there"})
+    folders._stamp(folder, {"finished": True, "of": folders._fingerprint(folder, Size()), "note": "there"})
     port = demo.free_port(8700)
     argv = [
         sys.executable,

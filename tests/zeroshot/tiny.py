@@ -28,7 +28,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from apps.demo_towers import word_tokenizer
+from apps.demo.towers import word_tokenizer
 from vitdomains.zeroshot.towers import Parts
 
 CORPUS = [

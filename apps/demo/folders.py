@@ -53,7 +53,7 @@ def prepare(name: str, root: Path, size: Size) -> tuple[list[str], str]:
         if note is None:
             _clear(folder)
             _stamp(folder, {"finished": False})
-            from apps.demo_data import MAKERS  # PyTorch comes with it; a second start does without
+            from apps.demo.data import MAKERS  # PyTorch comes with it; a second start does without
 
             with shown_progress(5.0) as on_progress:
                 note = MAKERS[name](folder, size, on_progress)
@@ -78,7 +78,7 @@ def _words(name: str, root: Path, bundle: Path, films: Path) -> list[str]:
 def _fingerprint(folder: Path, size: Size) -> str:
     """Changes with the place (tables hold whole paths), the size, and the code that makes the data."""
     digest = hashlib.sha256(json.dumps([str(folder.resolve()), asdict(size)]).encode())
-    for file in sorted(Path(__file__).parent.glob("demo_*.py")):
+    for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from apps.demo_folder import Size
-from apps.demo_land import BANDS, KINDS, draw_land, write_scene, write_truth
-from apps.demo_towers import small_towers
+from apps.demo.folders import Size
+from apps.demo.land import BANDS, KINDS, draw_land, write_scene, write_truth
+from apps.demo.towers import small_towers
 from vitdomains import cxr, satellite
 from vitdomains.core import workflow
 from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from apps.demo_folder import Size, prepare
+from apps.demo.folders import Size, prepare
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.core.terminal import console, set_up_logging, show_error
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 PORTS = {"cxr": 8501, "satellite": 8502, "zeroshot": 8503}
 TITLES = {"cxr": "Chest films", "satellite": "Satellite tiles", "zeroshot": "Zero-shot labels"}
 _START_SECONDS, _STOP_SECONDS = 60.0, 10.0

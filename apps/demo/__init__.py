@@ -1,0 +1,1 @@
+"""Demonstration data made here, and the three review apps started on it."""
