@@ -11,17 +11,17 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
-from apps import actions
 from apps.access import identify
 from apps.address import address, settle
 from apps.components import LUNGS, icon, notice, show_problem, style
-from apps.options import Options, parse_options
-from apps.reading_page import reading_page
+from apps.films import actions
+from apps.films.options import Options, parse_options
+from apps.films.reading_page import reading_page
+from apps.films.session import NOTICE, Session, open_worklist
+from apps.films.team_page import team_page
+from apps.films.worklist_page import worklist_page
 from apps.resources import drafts, open_ledger, open_store
-from apps.review_session import NOTICE, Session, open_worklist
 from apps.reviewing import about, blinded_switch, finishing, log_out, other_page, role_switch
-from apps.team_page import team_page
-from apps.worklist_page import worklist_page
 from vitdomains.core.errors import VitDomainsError
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from apps.address import address, go, settle_part
 from apps.components import hold, problems
-from apps.engine import Memo, not_there
-from apps.film_pane import colour_maps
+from apps.films.engine import Memo, not_there
+from apps.films.film_pane import colour_maps
 from apps.map_viewer import map_viewer, picture, tile_bytes, tiles_for_viewer
 from apps.media import media_url
 from apps.satellite_session import TileSession

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apps.access import Identity
-from apps.options import check_paths, checked_parser
+from apps.films.options import check_paths, checked_parser
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.addresses import is_remote
 from vitdomains.core.geo.inputs import files_of

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.engine import HEAT_FAILURES_KEPT, Memo
 from apps.facts import BundleFacts
+from apps.films.engine import HEAT_FAILURES_KEPT, Memo
 from apps.loaded_model import LoadedModel
 from apps.satellite_options import TileOptions
 from apps.viewer import Picture, heat_picture

@@ -14,7 +14,7 @@ from apps import tile_actions
 from apps.address import address, choose, go
 from apps.components import hold, label, plain, problems, show_problem, soft
 from apps.drafts import Draft, options_of
-from apps.film_pane import METHOD_NAMES
+from apps.films.film_pane import METHOD_NAMES
 from apps.map_page import no_tile
 from apps.map_pane import look_choices, map_pane
 from apps.reviewing import answered, finish_then

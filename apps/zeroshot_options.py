@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apps.access import Identity
-from apps.options import checked_parser
+from apps.films.options import checked_parser
 from vitdomains.core.errors import ManifestError
 
 TITLE = "Zero-shot review"

@@ -18,8 +18,8 @@ pytest.importorskip("streamlit", reason="streamlit is not installed: pip install
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from apps.review_session import open_worklist
-from apps.worklist import Worklist
+from apps.films.session import open_worklist
+from apps.films.worklist import Worklist
 
 SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "cxr_review.py"
 

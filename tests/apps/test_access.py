@@ -10,7 +10,7 @@ import streamlit as st
 from streamlit.runtime.context import StreamlitHeaders
 from streamlit.testing.v1 import AppTest
 
-from apps.worklist import Worklist
+from apps.films.worklist import Worklist
 from tests.apps.conftest import SCRIPT, App, Listen
 from tests.apps.rows import lists
 from tests.apps.test_cxr_review import click, texts

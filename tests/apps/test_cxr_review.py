@@ -10,8 +10,8 @@ import pydicom
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from apps.review_session import NOTICE
-from apps.worklist import Worklist
+from apps.films.session import NOTICE
+from apps.films.worklist import Worklist
 from tests.apps.conftest import App
 from tests.apps.rows import listed, lists
 from tests.small_run import FINDINGS

@@ -18,12 +18,12 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from apps.drafts import Draft, decision_of, options_of, words_of
-from apps.engine import Engine, Memo
 from apps.facts import read_facts
+from apps.films.engine import Engine, Memo
+from apps.films.options import parse_options
+from apps.films.worklist import Worklist, uncertainty
 from apps.ledger import Ledger
-from apps.options import parse_options
 from apps.viewer import film_picture, heat_picture
-from apps.worklist import Worklist, uncertainty
 from tests.apps.conftest import finish
 from tests.cxr.film_files import chest, dataset, save
 from tests.small_run import FINDINGS, SmallRun
@@ -92,8 +92,8 @@ def test_only_what_changed_is_read_again(
 def test_a_stopped_reading_goes_on_where_it_was(
     studies: Path, tmp_path: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apps.worklist.BATCH", 1)
-    monkeypatch.setattr("apps.worklist.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("apps.films.worklist.BATCH", 1)
+    monkeypatch.setattr("apps.films.worklist.SAVE_SECONDS", 0.0)
     scores, calls = engine.scores, iter(range(100))
 
     def fail(stacks: object) -> object:

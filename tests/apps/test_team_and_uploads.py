@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from apps.worklist import Worklist
+from apps.films.worklist import Worklist
 from tests.apps.conftest import App
 from tests.apps.rows import listed
 from tests.apps.test_cxr_review import click, texts
@@ -134,7 +134,7 @@ def test_what_is_no_film_is_refused_and_leaves_nothing(app: App, content: bytes,
 def test_a_film_that_cannot_be_read_is_listed_with_the_reason(
     app: App, run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from apps.review_session import open_worklist
+    from apps.films.session import open_worklist
     from tests.apps.conftest import finish
 
     studies = tmp_path / "studies"
@@ -153,7 +153,7 @@ def test_a_film_that_cannot_be_read_is_listed_with_the_reason(
 
 
 def test_an_empty_folder_says_what_to_do(app: App, tmp_path: Path) -> None:
-    from apps.review_session import open_worklist
+    from apps.films.session import open_worklist
     from tests.apps.conftest import finish
 
     (tmp_path / "empty").mkdir()

@@ -10,18 +10,10 @@ import streamlit as st
 
 from apps.address import address, go, settle_part
 from apps.components import empty, hold, label, plain, soft
-from apps.review_session import Session
+from apps.films.filters import CALLS, Filters, group_choices, in_sight, next_unread, sort_choices, status_choices
+from apps.films.session import Session
+from apps.films.uploads import upload_film
 from apps.row_list import row_list
-from apps.uploads import upload_film
-from apps.worklist_view import (
-    CALLS,
-    Filters,
-    group_choices,
-    in_sight,
-    next_unread,
-    sort_choices,
-    status_choices,
-)
 
 PAGE = 50
 

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from apps.engine import Engine
+from apps.films.engine import Engine
 from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.manifest import folder_manifest, read_manifest

@@ -11,9 +11,9 @@ import streamlit as st
 
 from apps.address import go
 from apps.components import empty, problems, soft
-from apps.review_session import Session
+from apps.films.filters import Filters, in_sight
+from apps.films.session import Session
 from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
-from apps.worklist_view import Filters, in_sight
 from vitdomains.core.review_export import export_table, to_csv, training_manifest
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import streamlit as st
 
 from apps.address import address
-from apps.review_session import Session
-from apps.worklist import SUBGROUPS, over_threshold, uncertainty
+from apps.films.session import Session
+from apps.films.worklist import SUBGROUPS, over_threshold, uncertainty
 
 STATUSES = {
     "all": "all films",

@@ -10,7 +10,7 @@ import streamlit as st
 
 from apps.address import go
 from apps.components import problems, soft
-from apps.review_session import NOTICE, Session
+from apps.films.session import NOTICE, Session
 
 KINDS = {
     ".pdf": ("PDF", "application/pdf"),

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import streamlit as st
 
 from apps.drafts import Draft, words_of
-from apps.engine import Engine
 from apps.facts import BundleFacts, read_facts
-from apps.options import Options
+from apps.films.engine import Engine
+from apps.films.options import Options
+from apps.films.worklist import Worklist
 from apps.reviewing import Reviewing
-from apps.worklist import Worklist
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 DOMAIN = "cxr"

@@ -10,8 +10,8 @@ import streamlit as st
 
 from apps.address import go
 from apps.components import problems, soft
-from apps.review_session import Session
-from apps.worklist import header_facts, identity
+from apps.films.session import Session
+from apps.films.worklist import header_facts, identity
 from vitdomains.core.errors import ImageError
 
 MAX_BYTES = 64 << 20

@@ -10,9 +10,9 @@ import streamlit as st
 from apps.address import address, fail, go, say
 from apps.components import label
 from apps.drafts import decision_of, options_of
-from apps.review_session import Session
-from apps.worklist import over_threshold
-from apps.worklist_view import next_item, next_unread
+from apps.films.filters import next_item, next_unread
+from apps.films.session import Session
+from apps.films.worklist import over_threshold
 from vitdomains.core.errors import VitDomainsError
 
 KEYS = ("agree", "disagree", "unsure")

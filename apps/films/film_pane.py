@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from apps.actions import focus_of_new, take_marks
 from apps.address import address, choose, go, settle_part
 from apps.components import empty, hold, label, plain, problems, soft
-from apps.engine import not_there
-from apps.review_session import Session
+from apps.films.actions import focus_of_new, take_marks
+from apps.films.engine import not_there
+from apps.films.filters import next_item, next_unread
+from apps.films.session import Session
 from apps.viewer import as_base64, film_viewer
-from apps.worklist_view import next_item, next_unread
 
 STAYED = 0.6  # seconds on a film after which the reader is thought to look at it
 HEIGHT = 520  # pixels: with the bars around it, all of it is seen on a screen of 768 pixels

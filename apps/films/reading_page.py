@@ -9,15 +9,15 @@ from typing import Any
 
 import streamlit as st
 
-from apps import actions
 from apps.address import go
 from apps.components import hold, label, plain, problems, show_problem, soft
 from apps.drafts import Draft, options_of
-from apps.film_pane import film_pane, no_film
-from apps.report_buttons import report_buttons
-from apps.review_session import Session
+from apps.films import actions
+from apps.films.film_pane import film_pane, no_film
+from apps.films.filters import Filters, in_sight
+from apps.films.report_buttons import report_buttons
+from apps.films.session import Session
 from apps.reviewing import answered, finish_then
-from apps.worklist_view import Filters, in_sight
 
 PANEL_HEIGHT = 330
 WORDS = {

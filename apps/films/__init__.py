@@ -1,0 +1,1 @@
+"""The chest film review app: worklist, reading page, decisions, reports."""
