@@ -13,7 +13,7 @@ sys.path.insert(
 
 from apps.address import address
 from apps.components import TILES, icon, notice, show_problem, style
-from apps.zeroshot_options import NOTICE, TITLE, parse_options
+from apps.labels.options import NOTICE, TITLE, parse_options
 from vitdomains.core.errors import VitDomainsError
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     try:
         options = parse_options(sys.argv[1:])
         with st.spinner("Starting. The first page of a server takes a few seconds."):
-            from apps.zeroshot_start import show  # PyTorch comes with it
+            from apps.labels.start import show  # PyTorch comes with it
         show(options)
     except VitDomainsError as error:
         show_problem(error)

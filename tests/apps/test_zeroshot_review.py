@@ -19,12 +19,12 @@ pytest.importorskip("streamlit", reason="streamlit is not installed: pip install
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from apps.zeroshot_labels import read_labels
-from apps.zeroshot_options import NOTICE, stamp
-from apps.zeroshot_output import labels_of
-from apps.zeroshot_prompts import as_text, as_yaml, keep, parse
-from apps.zeroshot_session import open_model
-from apps.zeroshot_views import NO_LABEL, make_view
+from apps.labels.labelling import NO_LABEL, make_view
+from apps.labels.options import NOTICE, stamp
+from apps.labels.output import labels_of
+from apps.labels.prompts import as_text, as_yaml, keep, parse
+from apps.labels.session import open_model
+from apps.labels.store import read_labels
 from tests.zeroshot import tiny
 from vitdomains import satellite
 from vitdomains.core.bundle import file_sha256, read_bundle

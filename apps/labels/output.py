@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from apps.labels.labelling import View
+from apps.labels.model import TextModel
+from apps.labels.store import Labels
 from apps.ledger import Ledger
-from apps.zeroshot_labels import Labels
-from apps.zeroshot_model import TextModel
-from apps.zeroshot_views import View
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.tiles_table import UNKNOWN
 from vitdomains.core.manifest import read_manifest

@@ -10,15 +10,15 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps import zeroshot_actions as actions
 from apps.address import address, go
 from apps.components import empty, hold, label, plain, show_problem, soft
 from apps.contact_sheet import contact_sheet
-from apps.zeroshot_classes import classes_panel
-from apps.zeroshot_labels import places
-from apps.zeroshot_session import Session
-from apps.zeroshot_sight import ORDERS, PAGE, STATUSES, Sight, in_sight, said
-from apps.zeroshot_views import View
+from apps.labels import actions as actions
+from apps.labels.classes import classes_panel
+from apps.labels.filters import ORDERS, PAGE, STATUSES, Sight, in_sight, said
+from apps.labels.labelling import View
+from apps.labels.session import Session
+from apps.labels.store import places
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.geo.tiles_table import UNKNOWN
 from vitdomains.core.review import Answer

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from apps.labels.store import Labels
 from apps.loading import Loading
-from apps.zeroshot_labels import Labels
 from vitdomains.core.errors import ConfigError
 from vitdomains.zeroshot.classify import Classifier
 from vitdomains.zeroshot.label import Options, text_classifier

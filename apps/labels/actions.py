@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from apps.address import fail, go, say
 from apps.components import label
 from apps.drafts import Draft
-from apps.zeroshot_prompts import keep, parse
-from apps.zeroshot_session import Session
-from apps.zeroshot_sight import PAGE, Sight, following, in_sight, undecided
-from apps.zeroshot_views import View
+from apps.labels.filters import PAGE, Sight, following, in_sight, undecided
+from apps.labels.labelling import View
+from apps.labels.prompts import keep, parse
+from apps.labels.session import Session
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.review import Answer, Decision, ReviewError
 from vitdomains.core.review_export import SUBJECT

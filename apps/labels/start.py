@@ -7,12 +7,12 @@ import streamlit as st
 from apps.access import identify
 from apps.address import address, settle
 from apps.components import soft
+from apps.labels.options import TITLE, Options, stamp
+from apps.labels.output_page import output_page
+from apps.labels.page import review_page
+from apps.labels.session import Session, open_labels, open_model, open_pictures
 from apps.resources import drafts, open_ledger, open_store
 from apps.reviewing import about, log_out, other_page, role_switch
-from apps.zeroshot_options import TITLE, Options, stamp
-from apps.zeroshot_output_page import output_page
-from apps.zeroshot_page import review_page
-from apps.zeroshot_session import Session, open_labels, open_model, open_pictures
 
 
 def show(options: Options) -> None:

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from apps.address import address
 from apps.drafts import Draft
+from apps.labels.labelling import View, make_view, similarity_to
+from apps.labels.model import TextModel
+from apps.labels.options import TITLE, Options
+from apps.labels.pictures import Pictures
+from apps.labels.prompts import kept
+from apps.labels.store import Labels, read_labels
 from apps.reviewing import Reviewing
-from apps.zeroshot_labels import Labels, read_labels
-from apps.zeroshot_model import TextModel
-from apps.zeroshot_options import TITLE, Options
-from apps.zeroshot_prompts import kept
-from apps.zeroshot_tiles import Pictures
-from apps.zeroshot_views import View, make_view, similarity_to
 from vitdomains.core.errors import ConfigError
 from vitdomains.zeroshot.prompts import PromptSet
 

@@ -10,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apps.address import address
-from apps.zeroshot_session import Session
-from apps.zeroshot_views import Order, View
+from apps.labels.labelling import Order, View
+from apps.labels.session import Session
 from vitdomains.core.review_agreement import readings
 
 PAGE = 30

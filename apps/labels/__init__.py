@@ -1,0 +1,1 @@
+"""The zero-shot review app: classes and prompts, tiles to label, outputs."""
