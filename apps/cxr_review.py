@@ -11,9 +11,6 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
-from apps.access import identify
-from apps.address import address, settle
-from apps.components import LUNGS, icon, notice, show_problem, style
 from apps.films import actions
 from apps.films.options import Options, parse_options
 from apps.films.reading_page import reading_page
@@ -21,7 +18,10 @@ from apps.films.session import NOTICE, Session, open_worklist
 from apps.films.team_page import team_page
 from apps.films.worklist_page import worklist_page
 from apps.resources import drafts, open_ledger, open_store
-from apps.reviewing import about, blinded_switch, finishing, log_out, other_page, role_switch
+from apps.shared.access import identify
+from apps.shared.address import address, settle
+from apps.shared.components import LUNGS, icon, notice, show_problem, style
+from apps.shared.session import about, blinded_switch, finishing, log_out, other_page, role_switch
 from vitdomains.core.errors import VitDomainsError
 
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from apps.facts import BundleFacts
-from apps.loading import Loading
+from apps.shared.bundle_info import BundleFacts
+from apps.shared.loading import Loading
 from vitdomains.core.errors import BundleError
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps import tile_actions
-from apps.address import address, choose, go
-from apps.components import empty, hold, label, show_problem, soft
 from apps.map_pane import look_choices, map_pane
 from apps.row_list import row_list
 from apps.satellite_session import TileSession
+from apps.shared.address import address, choose, go
+from apps.shared.components import empty, hold, label, show_problem, soft
 from apps.tile_view import (
     REVIEW_COLOURS,
     TileFilters,

@@ -8,14 +8,14 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.address import address, go, settle_part
-from apps.components import hold, problems
-from apps.films.engine import Memo, not_there
-from apps.films.film_pane import colour_maps
 from apps.map_viewer import map_viewer, picture, tile_bytes, tiles_for_viewer
-from apps.media import media_url
 from apps.satellite_session import TileSession
 from apps.scene_image import STRETCHES, Look, Shown, look_of
+from apps.shared.address import address, go, settle_part
+from apps.shared.components import hold, problems
+from apps.shared.heat_choices import colour_maps
+from apps.shared.media import media_url
+from apps.shared.memo import Memo, not_there
 from apps.tile_view import TileFilters, paint
 
 DETAIL_SIDE = 1400  # pixels of the sharper picture of the part in sight

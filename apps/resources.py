@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import streamlit as st
 
-from apps.drafts import Draft
-from apps.ledger import Ledger
+from apps.shared.decisions import Ledger
+from apps.shared.drafts import Draft
 from vitdomains.core.review import ReviewStore
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.access import Identity
 from apps.films.options import check_paths, checked_parser
+from apps.shared.access import Identity
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.addresses import is_remote
 from vitdomains.core.geo.inputs import files_of

@@ -12,15 +12,15 @@ sys.path.insert(
 )  # streamlit puts this folder on the path, not the one above
 
 from apps import tile_actions
-from apps.access import identify
-from apps.address import address, settle
-from apps.components import TILES, icon, notice, show_problem, style
 from apps.map_page import map_page
 from apps.resources import drafts, open_ledger, open_store
-from apps.reviewing import about, blinded_switch, finishing, log_out, other_page, role_switch
 from apps.satellite_options import TileOptions, parse_tile_options
 from apps.satellite_session import NOTICE, TITLE, TileSession, open_ground
 from apps.satellite_team_page import tiles_team_page
+from apps.shared.access import identify
+from apps.shared.address import address, settle
+from apps.shared.components import TILES, icon, notice, show_problem, style
+from apps.shared.session import about, blinded_switch, finishing, log_out, other_page, role_switch
 from apps.tile_page import tile_page
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.geo.inputs import files_of

@@ -5,10 +5,10 @@ from __future__ import annotations
 import streamlit as st
 
 from apps import tile_export
-from apps.address import go
-from apps.components import empty, problems, soft
 from apps.satellite_session import TileSession
-from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
+from apps.shared.address import go
+from apps.shared.components import empty, problems, soft
+from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
 from apps.tile_view import TileFilters, in_sight
 from vitdomains.core.review_export import export_table, to_csv
 

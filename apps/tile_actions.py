@@ -12,11 +12,11 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.address import address, fail, go, say
-from apps.components import label
-from apps.drafts import decision_of, options_of
-from apps.reviewing import finish_then
 from apps.satellite_session import TileSession
+from apps.shared.address import address, fail, go, say
+from apps.shared.components import label
+from apps.shared.drafts import decision_of, options_of
+from apps.shared.session import finish_then
 from apps.tile_view import next_tile, next_unread
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.review import Answer, Decision

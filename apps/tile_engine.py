@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.facts import BundleFacts
-from apps.films.engine import HEAT_FAILURES_KEPT, Memo
 from apps.loaded_model import LoadedModel
 from apps.satellite_options import TileOptions
+from apps.shared.bundle_info import BundleFacts
+from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
 from apps.viewer import Picture, heat_picture
 from vitdomains.core.geo.addresses import is_remote
 from vitdomains.core.geo.inputs import BESIDE, files_of, find_input

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from apps.facts import BundleFacts
+from apps.shared.bundle_info import BundleFacts
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.addresses import is_remote, shown
 from vitdomains.core.geo.info import place

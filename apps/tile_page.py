@@ -11,14 +11,14 @@ import numpy as np
 import streamlit as st
 
 from apps import tile_actions
-from apps.address import address, choose, go
-from apps.components import hold, label, plain, problems, show_problem, soft
-from apps.drafts import Draft, options_of
-from apps.films.film_pane import METHOD_NAMES
 from apps.map_page import no_tile
 from apps.map_pane import look_choices, map_pane
-from apps.reviewing import answered, finish_then
 from apps.satellite_session import TileSession
+from apps.shared.address import address, choose, go
+from apps.shared.components import hold, label, plain, problems, show_problem, soft
+from apps.shared.drafts import Draft, options_of
+from apps.shared.heat_choices import METHOD_NAMES
+from apps.shared.session import answered, finish_then
 from apps.tile_view import TileFilters, colourings, in_sight
 from vitdomains.core.review_export import SUBJECT
 

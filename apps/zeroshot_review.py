@@ -11,9 +11,9 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
-from apps.address import address
-from apps.components import TILES, icon, notice, show_problem, style
 from apps.labels.options import NOTICE, TITLE, parse_options
+from apps.shared.address import address
+from apps.shared.components import TILES, icon, notice, show_problem, style
 from vitdomains.core.errors import VitDomainsError
 
 

@@ -15,9 +15,9 @@ import pydicom
 import torch
 from rich.progress import track
 
-from apps.facts import read_facts
 from apps.films.engine import Engine
 from apps.films.worklist import Worklist, identity
+from apps.shared.bundle_info import read_facts
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config import Model

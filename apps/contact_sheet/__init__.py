@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from apps.components import web_component
+from apps.shared.components import web_component
 
 contact_sheet = web_component("contact_sheet", Path(__file__).parent, "sheet.html", "sheet.css", "sheet.js")

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from apps.address import address, fail, go, say
-from apps.components import label
-from apps.drafts import decision_of, options_of
 from apps.films.filters import next_item, next_unread
 from apps.films.session import Session
 from apps.films.worklist import over_threshold
+from apps.shared.address import address, fail, go, say
+from apps.shared.components import label
+from apps.shared.drafts import decision_of, options_of
 from vitdomains.core.errors import VitDomainsError
 
 KEYS = ("agree", "disagree", "unsure")

@@ -5,35 +5,19 @@ from __future__ import annotations
 import threading
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
-from apps.address import address, choose, go, settle_part
-from apps.components import empty, hold, label, plain, problems, soft
 from apps.films.actions import focus_of_new, take_marks
-from apps.films.engine import not_there
 from apps.films.filters import next_item, next_unread
 from apps.films.session import Session
-from apps.viewer import as_base64, film_viewer
+from apps.shared.address import address, choose, go, settle_part
+from apps.shared.components import empty, hold, label, plain, problems, soft
+from apps.shared.heat_choices import METHOD_NAMES, colour_maps
+from apps.shared.memo import not_there
+from apps.viewer import film_viewer
 
 STAYED = 0.6  # seconds on a film after which the reader is thought to look at it
 HEIGHT = 520  # pixels: with the bars around it, all of it is seen on a screen of 768 pixels
-METHOD_NAMES = {
-    "relevance": "relevance (attention and gradient)",
-    "gradient_rollout": "gradient rollout",
-    "rollout": "attention rollout (no class)",
-    "gradcam": "Grad-CAM",
-    "occlusion": "occlusion (slow)",
-}
-
-
-@st.cache_data(show_spinner=False)
-def colour_maps() -> dict[str, str]:
-    """Colour maps as base64 of 256 RGB triples."""
-    from vitdomains.core.explain.overlay import COLOUR_MAPS, colours
-
-    ramp = np.linspace(0, 1, 256, dtype=np.float32)[None]
-    return {name: as_base64(colours(ramp, name).tobytes()) for name in COLOUR_MAPS}
 
 
 def priors(session: Session, row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from apps.address import address
 from apps.films.session import Session
 from apps.films.worklist import SUBGROUPS, over_threshold, uncertainty
+from apps.shared.address import address
 
 STATUSES = {
     "all": "all films",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.access import Identity
+from apps.shared.access import Identity
 from vitdomains.core.errors import ConfigError
 
 USAGE = "streamlit run apps/cxr_review.py -- --bundle runs/demo/bundle --studies films/ --store sqlite:///reviews.db"

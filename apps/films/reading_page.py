@@ -9,15 +9,15 @@ from typing import Any
 
 import streamlit as st
 
-from apps.address import go
-from apps.components import hold, label, plain, problems, show_problem, soft
-from apps.drafts import Draft, options_of
 from apps.films import actions
 from apps.films.film_pane import film_pane, no_film
 from apps.films.filters import Filters, in_sight
 from apps.films.report_buttons import report_buttons
 from apps.films.session import Session
-from apps.reviewing import answered, finish_then
+from apps.shared.address import go
+from apps.shared.components import hold, label, plain, problems, show_problem, soft
+from apps.shared.drafts import Draft, options_of
+from apps.shared.session import answered, finish_then
 
 PANEL_HEIGHT = 330
 WORDS = {

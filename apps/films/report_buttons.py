@@ -8,9 +8,9 @@ from typing import Any
 
 import streamlit as st
 
-from apps.address import go
-from apps.components import problems, soft
 from apps.films.session import NOTICE, Session
+from apps.shared.address import go
+from apps.shared.components import problems, soft
 
 KINDS = {
     ".pdf": ("PDF", "application/pdf"),

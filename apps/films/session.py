@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 import streamlit as st
 
-from apps.drafts import Draft, words_of
-from apps.facts import BundleFacts, read_facts
 from apps.films.engine import Engine
 from apps.films.options import Options
 from apps.films.worklist import Worklist
-from apps.reviewing import Reviewing
+from apps.shared.bundle_info import BundleFacts, read_facts
+from apps.shared.drafts import Draft, words_of
+from apps.shared.session import Reviewing
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 DOMAIN = "cxr"

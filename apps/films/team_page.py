@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from apps.address import go
-from apps.components import empty, problems, soft
 from apps.films.filters import Filters, in_sight
 from apps.films.session import Session
-from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
+from apps.shared.address import go
+from apps.shared.components import empty, problems, soft
+from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
 from vitdomains.core.review_export import export_table, to_csv, training_manifest
 
 

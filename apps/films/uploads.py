@@ -8,10 +8,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from apps.address import go
-from apps.components import problems, soft
 from apps.films.session import Session
 from apps.films.worklist import header_facts, identity
+from apps.shared.address import go
+from apps.shared.components import problems, soft
 from vitdomains.core.errors import ImageError
 
 MAX_BYTES = 64 << 20

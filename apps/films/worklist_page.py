@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from apps.address import address, go, settle_part
-from apps.components import empty, hold, label, plain, soft
 from apps.films.filters import CALLS, Filters, group_choices, in_sight, next_unread, sort_choices, status_choices
 from apps.films.session import Session
 from apps.films.uploads import upload_film
 from apps.row_list import row_list
+from apps.shared.address import address, go, settle_part
+from apps.shared.components import empty, hold, label, plain, soft
 
 PAGE = 50
 

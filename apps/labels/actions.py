@@ -6,13 +6,13 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.address import fail, go, say
-from apps.components import label
-from apps.drafts import Draft
 from apps.labels.filters import PAGE, Sight, following, in_sight, undecided
 from apps.labels.labelling import View
 from apps.labels.prompts import keep, parse
 from apps.labels.session import Session
+from apps.shared.address import fail, go, say
+from apps.shared.components import label
+from apps.shared.drafts import Draft
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.review import Answer, Decision, ReviewError
 from vitdomains.core.review_export import SUBJECT

@@ -7,13 +7,13 @@ from html import escape
 import numpy as np
 import streamlit as st
 
-from apps.address import fail, go, say, settle_part
-from apps.components import hold, plain, show_problem, soft
 from apps.labels import actions as actions
 from apps.labels.filters import Sight, undecided
 from apps.labels.labelling import View
 from apps.labels.prompts import MAX_CHARACTERS, as_text
 from apps.labels.session import Session
+from apps.shared.address import fail, go, say, settle_part
+from apps.shared.components import hold, plain, show_problem, soft
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.zeroshot.prompts import expand_templates, template_sets
 

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from apps.address import address
 from apps.labels.labelling import Order, View
 from apps.labels.session import Session
+from apps.shared.address import address
 from vitdomains.core.review_agreement import readings
 
 PAGE = 30

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from apps.labels.store import Labels
-from apps.loading import Loading
+from apps.shared.loading import Loading
 from vitdomains.core.errors import ConfigError
 from vitdomains.zeroshot.classify import Classifier
 from vitdomains.zeroshot.label import Options, text_classifier

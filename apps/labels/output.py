@@ -11,7 +11,7 @@ import pandas as pd
 from apps.labels.labelling import View
 from apps.labels.model import TextModel
 from apps.labels.store import Labels
-from apps.ledger import Ledger
+from apps.shared.decisions import Ledger
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.tiles_table import UNKNOWN
 from vitdomains.core.manifest import read_manifest

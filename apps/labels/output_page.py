@@ -7,14 +7,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from apps.address import go
-from apps.components import empty, label, plain, problems, soft
 from apps.labels.filters import Sight, in_sight
 from apps.labels.output import accepted, labels_of, make_student, student_words, write_view
 from apps.labels.prompts import as_yaml
 from apps.labels.session import Session
-from apps.ledger import Ledger
-from apps.team_parts import agreement_part, assignments_part, check_part, roles_part
+from apps.shared.address import go
+from apps.shared.components import empty, label, plain, problems, soft
+from apps.shared.decisions import Ledger
+from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
 from vitdomains.core.review import ReviewStore
 from vitdomains.core.review_export import export_table, to_csv
 

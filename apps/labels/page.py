@@ -10,8 +10,6 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.address import address, go
-from apps.components import empty, hold, label, plain, show_problem, soft
 from apps.contact_sheet import contact_sheet
 from apps.labels import actions as actions
 from apps.labels.classes import classes_panel
@@ -19,6 +17,8 @@ from apps.labels.filters import ORDERS, PAGE, STATUSES, Sight, in_sight, said
 from apps.labels.labelling import View
 from apps.labels.session import Session
 from apps.labels.store import places
+from apps.shared.address import address, go
+from apps.shared.components import empty, hold, label, plain, show_problem, soft
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.geo.tiles_table import UNKNOWN
 from vitdomains.core.review import Answer

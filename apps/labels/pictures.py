@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.films.engine import Memo
+from apps.shared.memo import Memo
 from apps.viewer import as_base64
 from vitdomains.core.errors import ImageError
 from vitdomains.core.preprocess import PreprocessSpec, resize_filtered

@@ -10,15 +10,15 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.address import address
-from apps.drafts import Draft
 from apps.labels.labelling import View, make_view, similarity_to
 from apps.labels.model import TextModel
 from apps.labels.options import TITLE, Options
 from apps.labels.pictures import Pictures
 from apps.labels.prompts import kept
 from apps.labels.store import Labels, read_labels
-from apps.reviewing import Reviewing
+from apps.shared.address import address
+from apps.shared.drafts import Draft
+from apps.shared.session import Reviewing
 from vitdomains.core.errors import ConfigError
 from vitdomains.zeroshot.prompts import PromptSet
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.components import web_component
-from apps.media import media_url
 from apps.scene_image import Shown
+from apps.shared.components import web_component
+from apps.shared.media import media_url
 from apps.tile_list import TileList
 
 BYTES = "application/octet-stream"

@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from apps.components import web_component
+from apps.shared.components import web_component
 
 _component = web_component("row_list", Path(__file__).parent, "rows.html", "rows.css", "rows.js")
 

@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.components import web_component
-from apps.media import media_url
+from apps.shared.components import web_component
+from apps.shared.media import media_url
 
 film_viewer = web_component("film_viewer", Path(__file__).parent, "viewer.html", "viewer.css", "film.js", "viewer.js")
 

@@ -7,7 +7,7 @@ import time
 from streamlit.runtime.media_file_manager import MediaFileManager
 from streamlit.runtime.memory_media_file_storage import MemoryMediaFileStorage
 
-from apps.media import Recent
+from apps.shared.media import Recent
 
 
 class Drawn:

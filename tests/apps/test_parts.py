@@ -17,12 +17,13 @@ import pytest
 import streamlit as st
 from streamlit.testing.v1 import AppTest
 
-from apps.drafts import Draft, decision_of, options_of, words_of
-from apps.facts import read_facts
-from apps.films.engine import Engine, Memo
+from apps.films.engine import Engine
 from apps.films.options import parse_options
 from apps.films.worklist import Worklist, uncertainty
-from apps.ledger import Ledger
+from apps.shared.bundle_info import read_facts
+from apps.shared.decisions import Ledger
+from apps.shared.drafts import Draft, decision_of, options_of, words_of
+from apps.shared.memo import Memo
 from apps.viewer import film_picture, heat_picture
 from tests.apps.conftest import finish
 from tests.cxr.film_files import chest, dataset, save
@@ -264,7 +265,7 @@ def test_an_answer_by_key_replaces_the_widget_that_does_not_know_of_it() -> None
 def _going() -> None:
     import streamlit as st
 
-    from apps.address import address, go, say, settle
+    from apps.shared.address import address, go, say, settle
 
     def act() -> None:
         go(item="2", heat="", group=["a", "b"])

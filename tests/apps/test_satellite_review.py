@@ -37,14 +37,14 @@ from streamlit import config
 from streamlit.testing.v1 import AppTest
 
 from apps import tile_actions, tile_export
-from apps.access import Reviewer
-from apps.facts import read_facts
-from apps.ledger import Ledger
 from apps.map_pane import heat_for_viewer
 from apps.map_viewer import tile_bytes
 from apps.satellite_options import TileOptions, parse_tile_options
 from apps.satellite_session import NOTICE, TileSession, open_ground, tile_words
 from apps.scene_image import NDVI, Look, SceneImage, look_of
+from apps.shared.access import Reviewer
+from apps.shared.bundle_info import read_facts
+from apps.shared.decisions import Ledger
 from apps.tile_engine import TileEngine
 from apps.tile_list import TileList, read_tiles
 from apps.tile_view import TileFilters, in_sight, paint, points_of

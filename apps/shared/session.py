@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import streamlit as st
 
-from apps.access import Reviewer, identify, require
-from apps.address import address, go
-from apps.components import hold, soft
-from apps.drafts import Draft
-from apps.ledger import Ledger
+from apps.shared.access import Reviewer, identify, require
+from apps.shared.address import address, go
+from apps.shared.components import hold, soft
+from apps.shared.decisions import Ledger
+from apps.shared.drafts import Draft
 from vitdomains.core.review import ReviewStore, Role
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 import streamlit as st
 
-from apps.components import empty, label, plain, problems, soft
-from apps.reviewing import Reviewing
+from apps.shared.components import empty, label, plain, problems, soft
+from apps.shared.session import Reviewing
 from vitdomains.core.review import Assignment, Role, deal
 from vitdomains.core.review_agreement import agreement, disagreements, readings
 

@@ -1,0 +1,1 @@
+"""What the three review apps share: sessions, decisions, drafts, loading, components."""
