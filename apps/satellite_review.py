@@ -11,17 +11,17 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
-from apps import tile_actions
-from apps.map_page import map_page
 from apps.resources import drafts, open_ledger, open_store
-from apps.satellite_options import TileOptions, parse_tile_options
-from apps.satellite_session import NOTICE, TITLE, TileSession, open_ground
-from apps.satellite_team_page import tiles_team_page
 from apps.shared.access import identify
 from apps.shared.address import address, settle
 from apps.shared.components import TILES, icon, notice, show_problem, style
 from apps.shared.session import about, blinded_switch, finishing, log_out, other_page, role_switch
-from apps.tile_page import tile_page
+from apps.tiles import actions
+from apps.tiles.map_page import map_page
+from apps.tiles.options import TileOptions, parse_tile_options
+from apps.tiles.session import NOTICE, TITLE, TileSession, open_ground
+from apps.tiles.team_page import tiles_team_page
+from apps.tiles.tile_page import tile_page
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.geo.inputs import files_of
 
@@ -38,7 +38,7 @@ def main() -> None:
         show_problem(error)
         return
     if (item := finishing()) and session.reviewer.roles:
-        tile_actions.finish(session, item)
+        actions.finish(session, item)
     settle()
     _sidebar(session)
     if not session.reviewer.roles:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.scene_image import Shown
 from apps.shared.components import web_component
 from apps.shared.media import media_url
-from apps.tile_list import TileList
+from apps.tiles.scene_image import Shown
+from apps.tiles.tile_list import TileList
 
 BYTES = "application/octet-stream"
 

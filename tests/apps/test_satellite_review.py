@@ -36,18 +36,18 @@ pytest.importorskip("streamlit", reason="streamlit is not installed: pip install
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from apps import tile_actions, tile_export
-from apps.map_pane import heat_for_viewer
 from apps.map_viewer import tile_bytes
-from apps.satellite_options import TileOptions, parse_tile_options
-from apps.satellite_session import NOTICE, TileSession, open_ground, tile_words
-from apps.scene_image import NDVI, Look, SceneImage, look_of
 from apps.shared.access import Reviewer
 from apps.shared.bundle_info import read_facts
 from apps.shared.decisions import Ledger
-from apps.tile_engine import TileEngine
-from apps.tile_list import TileList, read_tiles
-from apps.tile_view import TileFilters, in_sight, paint, points_of
+from apps.tiles import actions, export
+from apps.tiles.engine import TileEngine
+from apps.tiles.filters import TileFilters, in_sight, paint, points_of
+from apps.tiles.map_pane import heat_for_viewer
+from apps.tiles.options import TileOptions, parse_tile_options
+from apps.tiles.scene_image import NDVI, Look, SceneImage, look_of
+from apps.tiles.session import NOTICE, TileSession, open_ground, tile_words
+from apps.tiles.tile_list import TileList, read_tiles
 
 SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "satellite_review.py"
 
@@ -316,7 +316,7 @@ def test_export_with_review_columns(app: SatelliteApp, tmp_path: Path) -> None:
         page = click(page, "export-make")
         assert not page.exception and not page.error and page.download_button(key="export-get") is not None
     session = app.session()
-    table = tile_export.reviewed_tiles(session)
+    table = export.reviewed_tiles(session)
     assert len(table) == len(app.tiles)
     assert table.loc[table["settled"], "review"].tolist() == [CLASSES[1], f"not {found['label'].iloc[1]}"]
     assert table["reviewers"].iloc[table.index[table["settled"]][0]] == "ann, bob"
@@ -326,7 +326,7 @@ def test_export_with_review_columns(app: SatelliteApp, tmp_path: Path) -> None:
         (".parquet", geopandas.read_parquet),
     ):
         file = tmp_path / f"out{ending}"
-        file.write_bytes(tile_export.as_file(session, tile_export.reviewed_tiles(session, only_reviewed=True), ending))
+        file.write_bytes(export.as_file(session, export.reviewed_tiles(session, only_reviewed=True), ending))
         frame = read(file)
         assert len(frame) == 2 and frame["review"].tolist()[0] == CLASSES[1]
         where = frame.to_crs("EPSG:32633").geometry.iloc[0].bounds
@@ -371,7 +371,7 @@ def test_who_took_a_blinded_decision_back_has_seen_the_model(app: SatelliteApp) 
 
 def test_blinded_nothing_is_accepted_in_bulk_and_nothing_exported(app: SatelliteApp) -> None:
     session = replace(app.session(), options=replace(app.options, blinded=True))
-    tile_actions.accept_all(session, np.arange(len(session.tiles)))
+    actions.accept_all(session, np.arange(len(session.tiles)))
     assert not app.store.decisions()
     click(click(app.open("--blinded", item=labelled(app)["item"].iloc[0]), "class-1"), "finish")
     assert "what is exported says what the model says" in texts(app.open("--blinded", show="team"))
@@ -409,7 +409,7 @@ def test_the_training_set_is_what_train_takes(app: SatelliteApp, tmp_path: Path)
     found = labelled(app)
     for n, key in ((0, "class-2"), (4, "say-1"), (6, "say-2")):
         click(click(app.open(item=found["item"].iloc[n]), key), "finish")
-    with zipfile.ZipFile(io.BytesIO(tile_export.training_set(app.session()))) as archive:
+    with zipfile.ZipFile(io.BytesIO(export.training_set(app.session()))) as archive:
         archive.extractall(tmp_path)
     made = read_manifest(tmp_path / "manifest.csv")
     assert made.table["id"].tolist() == found["tile_id"].iloc[[0, 4]].tolist() and made.classes == CLASSES
@@ -607,7 +607,7 @@ def test_a_scene_of_one_file_a_band_is_shown_as_it_was_mapped(split: SatelliteAp
         assert np.abs(one.rgba[..., 2].astype(int) - other.rgba[..., 2]).mean() < 12
     heat = session.ground.engine.heat((16, 16, 16, 16), CLASSES[0], session.ground.engine.methods()[0]).result()
     assert heat.about["rect"] == [16, 16, 16, 16]
-    with MemoryFile(tile_export.tile_file(session, (10, 20, 16, 16))) as memory, memory.open() as tile:
+    with MemoryFile(export.tile_file(session, (10, 20, 16, 16))) as memory, memory.open() as tile:
         with rasterio.open(whole.path) as file:
             expected = file.read(window=Window(10, 20, 16, 16))
         np.testing.assert_array_equal(tile.read((1, 2)), expected[:2])

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.loaded_model import LoadedModel
-from apps.satellite_options import TileOptions
 from apps.shared.bundle_info import BundleFacts
 from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
+from apps.tiles.options import TileOptions
 from apps.viewer import Picture, heat_picture
 from vitdomains.core.geo.addresses import is_remote
 from vitdomains.core.geo.inputs import BESIDE, files_of, find_input

@@ -10,13 +10,11 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps import tile_actions
-from apps.map_pane import look_choices, map_pane
 from apps.row_list import row_list
-from apps.satellite_session import TileSession
 from apps.shared.address import address, choose, go
 from apps.shared.components import empty, hold, label, show_problem, soft
-from apps.tile_view import (
+from apps.tiles import actions
+from apps.tiles.filters import (
     REVIEW_COLOURS,
     TileFilters,
     colourings,
@@ -27,6 +25,8 @@ from apps.tile_view import (
     sort_choices,
     status_choices,
 )
+from apps.tiles.map_pane import look_choices, map_pane
+from apps.tiles.session import TileSession
 
 PAGE = 100
 LEGEND_ROWS = 45
@@ -141,8 +141,8 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
             "becomes a decision of its own that agrees with the model, and can be undone."
         )
         st.button(f"Agree with the model on {len(open_):,} tiles", key="bulk", type="primary",
-                  on_click=tile_actions.accept_all, args=(session, open_))  # fmt: skip
-    row[6].button("Undo", key="undo", shortcut="Z", width="stretch", on_click=tile_actions.undo, args=(session,),
+                  on_click=actions.accept_all, args=(session, open_))  # fmt: skip
+    row[6].button("Undo", key="undo", shortcut="Z", width="stretch", on_click=actions.undo, args=(session,),
                   help="Take your last decision back, or the last in bulk: a new row, nothing is erased")  # fmt: skip
     return str(st.session_state["colour"])
 
@@ -171,7 +171,7 @@ def _legend(session: TileSession, rows: NDArray[np.int64], colouring: str) -> st
     if colouring in ("probability", "margin", "entropy"):
         return _ramp(colouring)
     if colouring == "status":
-        from apps.tile_view import review_words
+        from apps.tiles.filters import review_words
 
         counts = np.bincount(review_words(session)[rows], minlength=len(REVIEW_COLOURS))
         lines = [(name, rgb, int(n)) for (name, rgb), n in zip(REVIEW_COLOURS.items(), counts, strict=True)]

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from apps import tile_actions
-from apps.map_page import no_tile
-from apps.map_pane import look_choices, map_pane
-from apps.satellite_session import TileSession
 from apps.shared.address import address, choose, go
 from apps.shared.components import hold, label, plain, problems, show_problem, soft
 from apps.shared.drafts import Draft, options_of
 from apps.shared.heat_choices import METHOD_NAMES
 from apps.shared.session import answered, finish_then
-from apps.tile_view import TileFilters, colourings, in_sight
+from apps.tiles import actions
+from apps.tiles.filters import TileFilters, colourings, in_sight
+from apps.tiles.map_page import no_tile
+from apps.tiles.map_pane import look_choices, map_pane
+from apps.tiles.session import TileSession
 from vitdomains.core.review_export import SUBJECT
 
 PANEL_HEIGHT = 300
@@ -38,7 +38,7 @@ def tile_page(session: TileSession, item: str) -> None:
         return
     draft = session.draft(item, row)
     draft.touch()
-    name = tile_actions.focus(session, row)
+    name = actions.focus(session, row)
     rows = in_sight(session, TileFilters.from_address(session))
     _header(session, item, row, rows)
     left, right = st.columns([1.75, 1], gap="small")
@@ -61,9 +61,9 @@ def _header(session: TileSession, item: str, row: int, rows: Any) -> None:
     where = f"{found[0] + 1:,} of {len(rows):,} in sight" if len(found) else "not in sight of the filters"
     to_map, back, title, forth = st.columns([1, 1, 5.4, 1], vertical_alignment="center")
     to_map.button("Map", on_click=go, kwargs={"item": "", "heat": ""}, key="to-map", shortcut="Esc", width="stretch")
-    back.button("Previous", on_click=tile_actions.step, args=(session, item, -1), key="previous", shortcut="Left",
+    back.button("Previous", on_click=actions.step, args=(session, item, -1), key="previous", shortcut="Left",
                 width="stretch")  # fmt: skip
-    forth.button("Following", on_click=tile_actions.step, args=(session, item, 1), key="following", shortcut="Right",
+    forth.button("Following", on_click=actions.step, args=(session, item, 1), key="following", shortcut="Right",
                  width="stretch")  # fmt: skip
     tile = session.tiles.table.iloc[row]
     number = session.tiles.queued[row] + 1
@@ -96,7 +96,7 @@ def _answers(session: TileSession, item: str, row: int, draft: Draft, name: str)
     revealed = session.revealed(item)
     if revealed:
         _verdict_line(session, row)
-    shown = min(len(session.tiles.classes), tile_actions.KEYED + 1) if session.single else len(session.tiles.classes)
+    shown = min(len(session.tiles.classes), actions.KEYED + 1) if session.single else len(session.tiles.classes)
     with st.container(height=min(PANEL_HEIGHT, 42 * shown + 34), border=True, gap="small"):
         if session.single:
             _classes(session, item, row, draft, name)
@@ -107,10 +107,10 @@ def _answers(session: TileSession, item: str, row: int, draft: Draft, name: str)
     st.text_area("Note", key=f"note:{item[:16]}", height=68, max_chars=10_000, label_visibility="collapsed", placeholder="Note",
                  on_change=lambda: draft.write(st.session_state[f"note:{item[:16]}"]))  # fmt: skip
     take_back, agree, go_on = st.columns([0.7, 1.3, 1.3])
-    take_back.button("Undo", key="undo", shortcut="Z", width="stretch", on_click=tile_actions.undo, args=(session,),
+    take_back.button("Undo", key="undo", shortcut="Z", width="stretch", on_click=actions.undo, args=(session,),
                      help="Take your last decision back: a new row, nothing is erased")  # fmt: skip
     agree.button("Agree and next", key="agree-next", shortcut="Shift+A", width="stretch", disabled=not session.seen_calls(row),
-                 on_click=tile_actions.agree_and_next, args=(session, item))  # fmt: skip
+                 on_click=actions.agree_and_next, args=(session, item))  # fmt: skip
     go_on.button("Save and next" if revealed else "Save, show the model", key="finish", type="primary", shortcut="N",
                  width="stretch", on_click=finish_then, args=(item,))  # fmt: skip
     problem = st.session_state.pop("problem", None)
@@ -135,29 +135,29 @@ def _verdict_line(session: TileSession, row: int) -> None:
 
 def _classes(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
     """Single-label: a class a row; its key or button says that the tile is this."""
-    order, p = tile_actions.class_order(session, row), _probabilities(session, item, row)
+    order, p = actions.class_order(session, row), _probabilities(session, item, row)
     call = session.seen_calls(row).get(SUBJECT, "")
     word = draft.answers.get(SUBJECT, "")
     said = call if word == "agree" else word
-    for number, c in enumerate(order[: tile_actions.KEYED], start=1):
+    for number, c in enumerate(order[: actions.KEYED], start=1):
         button, bar = st.columns([1, 1], vertical_alignment="center")
         button.button(label(c), key=f"class-{number}", shortcut=str(number), width="stretch",
                       type="primary" if c == said else "secondary",
-                      on_click=tile_actions.choose_class, args=(session, item, c))  # fmt: skip
+                      on_click=actions.choose_class, args=(session, item, c))  # fmt: skip
         bar.html(_bar(session, c, p[c], now=c == name, called=c == call))
-    rest = order[tile_actions.KEYED :]
+    rest = order[actions.KEYED :]
     if rest:
         key = draft.widget(SUBJECT)
         st.selectbox("Another class", rest, index=rest.index(said) if said in rest else None, key=key,
                      label_visibility="collapsed", placeholder=f"Another of {len(session.tiles.classes)} classes",
                      format_func=lambda c: label(c) + (f"  {p[c]:.2f}" if p[c] == p[c] else ""),
-                     on_change=tile_actions.choose_other, args=(session, item, key))  # fmt: skip
+                     on_change=actions.choose_other, args=(session, item, key))  # fmt: skip
 
 
 def _findings(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
     """Multi-label: each class is answered by itself; the one in focus has the keys and the heat map."""
     calls, p = session.seen_calls(row), _probabilities(session, item, row)
-    for c in tile_actions.class_order(session, row):
+    for c in actions.class_order(session, row):
         text, choice = st.columns([0.8, 1], vertical_alignment="center")
         with text:
             st.html(_bar(session, c, p[c], now=c == name, called=calls.get(c) == "present", title=label(c)))
@@ -190,13 +190,13 @@ def _bar(session: TileSession, name: str, probability: float, *, now: bool, call
 
 
 def _focus_buttons(session: TileSession, item: str, row: int, draft: Draft) -> None:
-    subject = tile_actions.subject_in_focus(session, row)
+    subject = actions.subject_in_focus(session, row)
     call, chosen = session.seen_calls(row).get(subject, ""), draft.answers.get(subject, "")
     words = options_of(call, revealed=True)
     up, down, *three = st.columns([0.55, 0.55, 1, 1.1, 1], gap="small")
-    up.button("▲", key="up", shortcut="Up", on_click=tile_actions.move_focus, args=(session, row, -1), width="stretch",
+    up.button("▲", key="up", shortcut="Up", on_click=actions.move_focus, args=(session, row, -1), width="stretch",
               help="Heat map of the class above")  # fmt: skip
-    down.button("▼", key="down", shortcut="Down", on_click=tile_actions.move_focus, args=(session, row, 1), width="stretch",
+    down.button("▼", key="down", shortcut="Down", on_click=actions.move_focus, args=(session, row, 1), width="stretch",
                 help="Heat map of the class below")  # fmt: skip
     for which, (place, word, key) in enumerate(zip(three, words, "ADU", strict=True)):
         impossible = session.single and word in (
@@ -205,7 +205,7 @@ def _focus_buttons(session: TileSession, item: str, row: int, draft: Draft) -> N
         )  # nothing was called: there is nothing to agree with
         place.button(WORDS["agree" if impossible and which == 0 else "disagree" if impossible else word], key=f"say-{which}",
                      shortcut=key, disabled=impossible, type="primary" if word == chosen else "secondary", width="stretch",
-                     on_click=tile_actions.answer_now, args=(session, item, which))  # fmt: skip
+                     on_click=actions.answer_now, args=(session, item, which))  # fmt: skip
 
 
 def _others(session: TileSession, item: str) -> None:
@@ -234,7 +234,7 @@ def _place(session: TileSession, row: int) -> None:
 
 
 def _keys(session: TileSession) -> None:
-    keyed = min(tile_actions.KEYED, len(session.tiles.classes))
+    keyed = min(actions.KEYED, len(session.tiles.classes))
     classes = f"1 to {keyed} say which class it is; " if session.single else ""
     soft(
         f"{classes}a agree, d disagree, u unsure; n saves and goes on, Shift+A agrees, saves and goes on, z takes the last "

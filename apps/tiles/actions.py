@@ -12,12 +12,12 @@ import pandas as pd
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.satellite_session import TileSession
 from apps.shared.address import address, fail, go, say
 from apps.shared.components import label
 from apps.shared.drafts import decision_of, options_of
 from apps.shared.session import finish_then
-from apps.tile_view import next_tile, next_unread
+from apps.tiles.filters import next_tile, next_unread
+from apps.tiles.session import TileSession
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.review import Answer, Decision
 from vitdomains.core.review_export import SUBJECT

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import streamlit as st
 
-from apps import tile_export
-from apps.satellite_session import TileSession
 from apps.shared.address import go
 from apps.shared.components import empty, problems, soft
 from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
-from apps.tile_view import TileFilters, in_sight
+from apps.tiles import export
+from apps.tiles.filters import TileFilters, in_sight
+from apps.tiles.session import TileSession
 from vitdomains.core.review_export import export_table, to_csv
 
 RULES = {"unanimous": "all reviewers agree", "majority": "most reviewers agree"}
@@ -44,7 +44,7 @@ def _export(session: TileSession) -> None:
         empty("Nothing to export.", "The first saved decision will be here.")
         return
     kind, rule, which, make, get = st.columns([1.2, 1.4, 1.4, 1, 1.2], vertical_alignment="bottom")
-    kinds = {ending: name for ending, (name, _) in tile_export.FORMATS.items()}
+    kinds = {ending: name for ending, (name, _) in export.FORMATS.items()}
     kinds |= {"decisions": "every decision, CSV", ".zip": "training set: tiles and manifest, ZIP"}
     ending = str(kind.selectbox("As", list(kinds), format_func=kinds.__getitem__, key="export-kind"))
     chosen = rule.selectbox("A label holds where", list(RULES), format_func=RULES.__getitem__, key="export-rule")
@@ -55,7 +55,7 @@ def _export(session: TileSession) -> None:
     made = st.session_state.get("export")
     if made and made[:4] == (ending, chosen, only, count):
         name = {"decisions": "decisions.csv", ".zip": "training_set.zip"}.get(ending, f"reviewed{ending}")
-        mime = {"decisions": "text/csv", ".zip": "application/zip"}.get(ending) or tile_export.FORMATS[ending][1]
+        mime = {"decisions": "text/csv", ".zip": "application/zip"}.get(ending) or export.FORMATS[ending][1]
         get.download_button(f"Download {name}", made[4], name, mime, key="export-get", on_click="ignore", type="primary",
                             width="stretch")  # fmt: skip
     soft(
@@ -69,6 +69,6 @@ def _made(session: TileSession, ending: str, rule: str, *, only: bool) -> bytes:
     if ending == "decisions":
         return to_csv(export_table(session.store)).encode()
     if ending == ".zip":
-        return tile_export.training_set(session, held)  # type: ignore[arg-type]
-    table = tile_export.reviewed_tiles(session, held, only_reviewed=only)  # type: ignore[arg-type]
-    return tile_export.as_file(session, table, ending)
+        return export.training_set(session, held)  # type: ignore[arg-type]
+    table = export.reviewed_tiles(session, held, only_reviewed=only)  # type: ignore[arg-type]
+    return export.as_file(session, table, ending)

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from apps.satellite_session import TileSession
 from apps.shared.address import address
+from apps.tiles.session import TileSession
 from vitdomains.core.review_agreement import UNSURE
 from vitdomains.core.review_export import SUBJECT
 

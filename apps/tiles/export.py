@@ -16,7 +16,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
-from apps.satellite_session import TileSession
+from apps.tiles.session import TileSession
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.inputs import files_of
 from vitdomains.core.geo.raster import describe_raster, read_window

@@ -9,14 +9,14 @@ import streamlit as st
 from numpy.typing import NDArray
 
 from apps.map_viewer import map_viewer, picture, tile_bytes, tiles_for_viewer
-from apps.satellite_session import TileSession
-from apps.scene_image import STRETCHES, Look, Shown, look_of
 from apps.shared.address import address, go, settle_part
 from apps.shared.components import hold, problems
 from apps.shared.heat_choices import colour_maps
 from apps.shared.media import media_url
 from apps.shared.memo import Memo, not_there
-from apps.tile_view import TileFilters, paint
+from apps.tiles.filters import TileFilters, paint
+from apps.tiles.scene_image import STRETCHES, Look, Shown, look_of
+from apps.tiles.session import TileSession
 
 DETAIL_SIDE = 1400  # pixels of the sharper picture of the part in sight
 MARGIN = 2  # sides of a tile around it that are fetched with it

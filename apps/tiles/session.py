@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import streamlit as st
 
-from apps.satellite_options import TileOptions
-from apps.scene_image import SceneImage
 from apps.shared.bundle_info import BundleFacts, read_facts
 from apps.shared.drafts import VERDICTS, Draft, words_of
 from apps.shared.session import Reviewing
-from apps.tile_engine import TileEngine, scene_path
-from apps.tile_list import TileList, read_tiles
+from apps.tiles.engine import TileEngine, scene_path
+from apps.tiles.options import TileOptions
+from apps.tiles.scene_image import SceneImage
+from apps.tiles.tile_list import TileList, read_tiles
 from vitdomains.core.review_agreement import readings
 from vitdomains.core.review_export import SUBJECT
 

@@ -1,0 +1,1 @@
+"""The satellite review app: map, tile list, tile page, decisions, exports."""
