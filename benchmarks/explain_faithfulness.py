@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from explain_assess import BASELINES, Case, assess, mask_on_grid
 from harness import write_result
 from rich.console import Console
 from rich.progress import track
@@ -25,7 +26,6 @@ from torch import Tensor
 
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
 from vitdomains.core.explain import CLASS_AGNOSTIC, METHODS, explain
-from vitdomains.core.explain.assess import BASELINES, Case, assess, mask_on_grid
 from vitdomains.core.explain.files import write_png
 from vitdomains.core.explain.overlay import panel, to_original
 from vitdomains.core.manifest import read_manifest, subset

@@ -8,10 +8,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from benchmarks import explain_assess as table
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain import assess as table
 from vitdomains.core.explain import faithfulness as faith
-from vitdomains.core.explain.maps import unit_range
+from vitdomains.core.explain.maps import heatmaps, unit_range
 from vitdomains.core.preprocess import PreprocessSpec, geometry
 from vitdomains.core.vit import vit
 
@@ -161,15 +161,15 @@ def test_the_table_shows_methods_beside_baselines() -> None:
 def test_every_heat_map_carries_its_deletion_score() -> None:
     image, _, _ = spot()
     options = {"mask_size": 8, "mode": 0.0}
-    maps = table.heatmaps(Spot(), torch.stack([image, image]), ["Nodule", "Mass"], "occlusion", **options)
+    maps = heatmaps(Spot(), torch.stack([image, image]), ["Nodule", "Mass"], "occlusion", **options)
     assert [[h.class_name for h in row] for row in maps] == [["Nodule", "Mass"]] * 2
     best = maps[0][0]
     assert best.values.shape == (SIDE, SIDE) and best.values.max() == 1 and best.method == "occlusion"
     assert best.faithfulness is not None and best.faithfulness["deletion"] < best.faithfulness["deletion_random"]
     model = vit("Ti/16", num_classes=3, image_size=32, depth=1)
-    rollout = table.heatmaps(model, torch.randn(1, 3, 32, 32), ["a", "b", "c"], steps=2)
+    rollout = heatmaps(model, torch.randn(1, 3, 32, 32), ["a", "b", "c"], steps=2)
     assert rollout[0][0].class_name == "" and len(rollout[0]) == 1 and rollout[0][0].faithfulness is not None
-    assert table.heatmaps(model, torch.randn(1, 3, 32, 32), ["a", "b", "c"], steps=0)[0][0].faithfulness is None
+    assert heatmaps(model, torch.randn(1, 3, 32, 32), ["a", "b", "c"], steps=0)[0][0].faithfulness is None
 
 
 @pytest.mark.parametrize("resize", ["letterbox", "crop", "squash"])
