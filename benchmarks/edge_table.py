@@ -19,10 +19,10 @@ from pathlib import Path
 from harness import RESULTS, write_result
 from rich.console import Console
 
-from vitdomains.core.bench.cases import Subject, make_cases, named_subject
-from vitdomains.core.bench.children import work_folder
-from vitdomains.core.bench.run import Options, bench
-from vitdomains.core.bench.tables import drawn, markdown, pivot
+from vitdomains.bench.cases import Subject, make_cases, named_subject
+from vitdomains.bench.processes import work_folder
+from vitdomains.bench.run import Options, bench
+from vitdomains.bench.tables import drawn, markdown, pivot
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.portable import check_portable
 from vitdomains.core.process import restart_with_tuned_allocator

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vitdomains.core.bench import timing
-from vitdomains.core.bench.timing import environment, interleave
+from vitdomains.bench import timing
+from vitdomains.bench.timing import environment, interleave
 
 __all__ = ["RESULTS", "environment", "interleave", "write_result"]
 

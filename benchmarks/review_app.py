@@ -45,7 +45,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.review_app_films import MODEL, PIXELS, prepare
-from vitdomains.core.bench.timing import summary
+from vitdomains.bench.timing import summary
 from vitdomains.core.process import physical_cores
 
 if TYPE_CHECKING:

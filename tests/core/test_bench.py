@@ -12,22 +12,14 @@ import onnx
 import pytest
 import torch
 
-from vitdomains.bench import main
+from vitdomains.bench import tables
+from vitdomains.bench.__main__ import main
+from vitdomains.bench.candidates import forward_call, module, parameters, textures, weight_bytes
+from vitdomains.bench.cases import Case, Subject, bundle_subject, case_from_json, impossible, make_cases, named_subject
+from vitdomains.bench.processes import prepare, resident, work_folder
+from vitdomains.bench.run import Options, bench
+from vitdomains.bench.timing import environment, interleave, machine, rounds, summary
 from vitdomains.core.backbones import build_model
-from vitdomains.core.bench import tables
-from vitdomains.core.bench.candidates import forward_call, module, parameters, textures, weight_bytes
-from vitdomains.core.bench.cases import (
-    Case,
-    Subject,
-    bundle_subject,
-    case_from_json,
-    impossible,
-    make_cases,
-    named_subject,
-)
-from vitdomains.core.bench.children import prepare, resident, work_folder
-from vitdomains.core.bench.run import Options, bench
-from vitdomains.core.bench.timing import environment, interleave, machine, rounds, summary
 from vitdomains.core.bundle import Bundle, update_bundle, write_bundle
 from vitdomains.core.config import Model
 from vitdomains.core.errors import ConfigError

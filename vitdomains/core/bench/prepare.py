@@ -19,9 +19,9 @@ import numpy.typing as npt
 import onnx
 import torch
 
+from vitdomains.bench.candidates import module, parameters, textures, weight_bytes
+from vitdomains.bench.cases import Subject
 from vitdomains.core.atomic import write_text
-from vitdomains.core.bench.candidates import module, parameters, textures, weight_bytes
-from vitdomains.core.bench.cases import Subject
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.export import to_onnx, to_openvino
 from vitdomains.core.export.formats import FORMATS, is_transformer

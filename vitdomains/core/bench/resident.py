@@ -72,8 +72,8 @@ def run(case: dict[str, Any], work: Path) -> dict[str, float]:
 def _run_torch(case: dict[str, Any], work: Path) -> dict[str, float]:
     import torch
 
-    from vitdomains.core.bench.candidates import forward_call, module
-    from vitdomains.core.bench.cases import case_from_json
+    from vitdomains.bench.candidates import forward_call, module
+    from vitdomains.bench.cases import case_from_json
 
     imported = resident_mib("VmRSS")
     call = forward_call(case_from_json(json.dumps(case)), work)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from vitdomains.core.bench.cases import Case, Subject
+from vitdomains.bench.cases import Case, Subject
 
 MAKERS = ("torch", "timm", "transformers", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf")
 """Packages whose version decides what an artefact holds."""

@@ -15,11 +15,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from vitdomains.bench.candidates import forward_call
+from vitdomains.bench.cases import Case, Subject, impossible
+from vitdomains.bench.processes import Prepared, prepare, resident, work_folder
+from vitdomains.bench.timing import environment, load_average, rounds, summary, write_result
 from vitdomains.core.atomic import write_text
-from vitdomains.core.bench.candidates import forward_call
-from vitdomains.core.bench.cases import Case, Subject, impossible
-from vitdomains.core.bench.children import Prepared, prepare, resident, work_folder
-from vitdomains.core.bench.timing import environment, load_average, rounds, summary, write_result
 from vitdomains.core.errors import ConfigError
 
 logger = logging.getLogger(__name__)

@@ -11,9 +11,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vitdomains.core import terminal
-from vitdomains.core.bench import tables
-from vitdomains.core.bench.cases import (
+from vitdomains.bench import tables
+from vitdomains.bench.cases import (
     DEVICES,
     PRECISIONS,
     RUNTIMES,
@@ -23,7 +22,8 @@ from vitdomains.core.bench.cases import (
     make_cases,
     named_subject,
 )
-from vitdomains.core.bench.run import Options, bench
+from vitdomains.bench.run import Options, bench
+from vitdomains.core import terminal
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.terminal import console, shown_progress

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitdomains.bench.cases import Case, Subject
 from vitdomains.core.backbones import build_model
-from vitdomains.core.bench.cases import Case, Subject
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.config import Model
 from vitdomains.core.runtimes import session
