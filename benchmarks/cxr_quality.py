@@ -38,12 +38,12 @@ from vitdomains.core.feeds import frozen_tokens, frozen_weights_hash
 from vitdomains.core.loading import batches
 from vitdomains.core.manifest import Manifest, take
 from vitdomains.core.metrics import auroc
+from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.preprocess import PreprocessSpec, normalise
 from vitdomains.core.splits import grouped_folds
 from vitdomains.core.tasks import build_task
 from vitdomains.core.terminal import set_up_logging
 from vitdomains.core.train import fit
-from vitdomains.core.workflow import preprocess_spec
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.film import read_image
 

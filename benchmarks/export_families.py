@@ -28,7 +28,6 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.core.test_backbones import FAMILIES
-from vitdomains.core.atomic import write_text
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config import Model
@@ -37,6 +36,7 @@ from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.export.formats import FORMATS, reason_against
 from vitdomains.core.export.job import export_bundle
 from vitdomains.core.export.workbench import Options
+from vitdomains.core.files import write_text
 from vitdomains.core.manifest import Manifest, read_manifest
 from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.process import restart_with_tuned_allocator

@@ -30,12 +30,12 @@ from harness import RESULTS, interleave, write_result
 from rich.console import Console
 from rich.table import Table
 
-from vitdomains.core import workflow
-from vitdomains.core.atomic import write_text
+from vitdomains.core import pipeline
 from vitdomains.core.bundle import Bundle, load_model, read_bundle, write_bundle
 from vitdomains.core.cache import ImageCache
 from vitdomains.core.export.command import data_config
 from vitdomains.core.export.formats import FORMATS
+from vitdomains.core.files import write_text
 from vitdomains.core.loading import batches
 from vitdomains.core.manifest import select_classes, subset
 from vitdomains.core.preprocess import normalise
@@ -100,7 +100,7 @@ def split(bundle: Bundle, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Normalised images [N,C,H,W] and classes [N] of a split."""
     config = data_config(DOMAIN, bundle, [])
     part = select_classes(subset(DOMAIN.build_manifest(config.data), name), bundle.classes)
-    images = workflow.dataset(DOMAIN, part, bundle.preprocess, ImageCache(bundle.preprocess), config)
+    images = pipeline.dataset(DOMAIN, part, bundle.preprocess, ImageCache(bundle.preprocess), config)
     stored = batches(images, 8, shuffle=False, seed=0, epoch=0)
     array = np.concatenate([normalise(batch, bundle.preprocess).contiguous().numpy() for batch, _, _ in stored])
     return array, images.targets.argmax(axis=1)

@@ -27,7 +27,7 @@ from harness import RESULTS, write_result
 from rich.console import Console
 from rich.table import Table
 
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.backbones import build_model, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.cache import ImageCache
@@ -112,13 +112,13 @@ def command(row: Row, overrides: Sequence[str]) -> str:
 
 def train_row(config: Config) -> dict[str, float]:
     """Top-1 accuracy of the best epoch on the test tiles; the model goes to ``run.dir/bundle``."""
-    folder = workflow.open_run_folder(config)
+    folder = pipeline.open_run_folder(config)
     torch.set_num_threads(config.run.threads)
-    manifest, spec = DOMAIN.build_manifest(config.data), workflow.preprocess_spec(config, DOMAIN)
-    cache = ImageCache(spec, workflow.cache_folder(config))
+    manifest, spec = DOMAIN.build_manifest(config.data), pipeline.preprocess_spec(config, DOMAIN)
+    cache = ImageCache(spec, pipeline.cache_folder(config))
 
     def part(split: str, augmented: bool = False) -> ImageDataset:
-        made = workflow.dataset(DOMAIN, subset(manifest, split), spec, cache, config, augmented=augmented)
+        made = pipeline.dataset(DOMAIN, subset(manifest, split), spec, cache, config, augmented=augmented)
         warm(made)
         return made
 
@@ -138,7 +138,7 @@ def train_row(config: Config) -> dict[str, float]:
     predictor = Predictor(bundle, domain_reader(DOMAIN, spec), model=model, threads=config.run.threads)
     logits = [predictor.logits(images) for images, _, _ in batches(test, 32, shuffle=False, seed=0, epoch=0)]
     right = np.concatenate(logits).argmax(axis=1) == test.targets.argmax(axis=1)
-    for tokens in workflow.cache_folder(config).glob("tokens-*"):
+    for tokens in pipeline.cache_folder(config).glob("tokens-*"):
         tokens.unlink()  # hundreds of megabytes a seed, and no other row asks for them
     return {
         "accuracy": float(right.mean()),

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.ensemble import RandomForestClassifier
 
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.bundle import update_bundle
 from vitdomains.core.config import Config, Source
 from vitdomains.core.config_file import read_yaml
@@ -57,7 +57,7 @@ METRICS = ("accuracy", "kappa", "macro F1")
 
 def band_features(m: Manifest, config: Config) -> npt.NDArray[np.float64]:
     """Mean, then standard deviation, of each band of every tile, [N, 2 C]."""
-    read = reader(workflow.preprocess_spec(config, DOMAIN))
+    read = reader(pipeline.preprocess_spec(config, DOMAIN))
     tiles = [read(path) for path in m.table["path"]]
     return np.array([np.concatenate([tile.mean(axis=(0, 1)), tile.std(axis=(0, 1))]) for tile in tiles])
 
@@ -128,7 +128,7 @@ def picture(scene: Path, truth_path: Path, map_path: Path, classes: tuple[str, .
     return render(figure)[0]
 
 
-def draw_map(words: argparse.Namespace, outcome: workflow.Outcome, names: dict[str, str], out: Path) -> float:
+def draw_map(words: argparse.Namespace, outcome: pipeline.Outcome, names: dict[str, str], out: Path) -> float:
     """Map the scene, put the picture into the bundle's report and beside the results; seconds that mapping took."""
     began = time.perf_counter()
     argv = [str(words.scene), "--bundle", str(outcome.bundle.path), "--out", str(out / "landcover.tif"), "--tile", "8",
@@ -196,7 +196,7 @@ def main() -> None:
             )
             began = time.perf_counter()
             with shown_progress() as on_progress:
-                outcome = workflow.train(DOMAIN, config, on_progress)
+                outcome = pipeline.train(DOMAIN, config, on_progress)
             seconds[f"train {seed}"] = time.perf_counter() - began
             m = DOMAIN.build_manifest(config.data)
             methods = {**baselines(m, config, seed), f"ViT ({config.model.name})": kept(outcome.report)}

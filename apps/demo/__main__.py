@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     """Make what is not there, start the servers, wait for Ctrl-C."""
     words = _parser().parse_args([*argv])
     set_up_logging()
-    logging.getLogger("vitdomains.core.workflow").setLevel(logging.ERROR)  # its advice is for data that matter
+    logging.getLogger("vitdomains.core.pipeline").setLevel(logging.ERROR)  # its advice is for data that matter
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: nohup
             signal.signal(number, _interrupt)

@@ -12,7 +12,7 @@ from apps.demo.folders import Size
 from apps.demo.land import BANDS, KINDS, draw_land, write_scene, write_truth
 from apps.demo.towers import small_towers
 from vitdomains import cxr, satellite
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.terminal import OnProgress
 from vitdomains.satellite.map import map_command
@@ -54,7 +54,7 @@ def make_cxr(folder: Path, size: Size, on_progress: OnProgress) -> str:
         ),
         run=Run(dir=str(folder / "run"), bootstrap=50, save_seconds=1e9, accelerator="cpu"),
     )  # fmt: skip
-    report = workflow.train(cxr.DOMAIN, config, on_progress).report
+    report = pipeline.train(cxr.DOMAIN, config, on_progress).report
     auroc = float(report["macro"]["auroc"]["value"])
     return (
         f"a ViT that saw {size.films} phantoms only (macro AUROC {auroc:.2f} on held-out phantoms); "
@@ -82,7 +82,7 @@ def make_satellite(folder: Path, size: Size, on_progress: OnProgress) -> str:
         recipe=Recipe(epochs=size.land_epochs, batch_size=32, lr=1e-3, warmup_epochs=1.0, augment="multispectral"),
         run=Run(dir=str(folder / "run"), bootstrap=50, save_seconds=1e9, accelerator="cpu", subgroups=[]),
     )  # fmt: skip
-    report = workflow.train(satellite.DOMAIN, config, on_progress).report
+    report = pipeline.train(satellite.DOMAIN, config, on_progress).report
     scene = write_scene(folder / "scene.tif", draw_land(size.land_side, seed=2)[0])
     tiles, queue = folder / "landcover.parquet", folder / "queue.parquet"
     map_command(satellite.DOMAIN, [str(scene), "--bundle", str(folder / "run" / "bundle"), "--tiles", str(tiles),

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.files import write_text
 from vitdomains.core.terminal import shown_progress
 
 STAMP = "demo.json"

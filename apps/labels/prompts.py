@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.files import write_text
 from vitdomains.core.geo.tiles_table import UNKNOWN
 from vitdomains.zeroshot.prompts import ClassPrompts, PromptSet, make_prompts, read_prompts
 

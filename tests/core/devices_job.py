@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.core import toy
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.config import Config
 
 GLOBAL_BATCH = 16
@@ -27,7 +27,7 @@ def main(root: str, run_dir: str, devices: str, stop_at: str) -> None:
         if phase == "train" and done == int(stop_at):
             raise KeyboardInterrupt
 
-    workflow.train(toy.DOMAIN, config(Path(root), Path(run_dir), int(devices)), stop)
+    pipeline.train(toy.DOMAIN, config(Path(root), Path(run_dir), int(devices)), stop)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 
 from tests.core import devices_job, toy
 from tests.core.test_train import apart
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.feeds import steps_per_epoch
 from vitdomains.core.loading import plan
@@ -42,7 +42,7 @@ def run_job(root: Path, run_dir: Path, devices: int, stop_at: int = 0) -> tuple[
 @pytest.mark.timeout(3 * SECONDS)
 def test_two_processes_train_what_one_does_and_resume(tmp_path: Path) -> None:
     root = toy.write_images(tmp_path / "images", n=80)
-    one = workflow.train(toy.DOMAIN, devices_job.config(root, tmp_path / "one", 1))
+    one = pipeline.train(toy.DOMAIN, devices_job.config(root, tmp_path / "one", 1))
     two = tmp_path / "two"
     status, said = run_job(root, two, 2, stop_at=4)  # in the middle of the second of three epochs
     assert status != 0 and "KeyboardInterrupt" in said

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from tests.core import toy
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.cache import ImageCache
 from vitdomains.core.config import Config, Data, Model
 from vitdomains.core.config_rules import validate
@@ -39,13 +39,13 @@ def test_a_reader_is_made_from_the_preprocessing() -> None:
 
 def test_the_domain_completes_the_preprocessing() -> None:
     domain = replace(toy.DOMAIN, preprocess=lambda config, spec: replace(spec, sensor=config.data.sensor))
-    made = workflow.preprocess_spec(replace(toy.default_config(), data=Data(sensor="x", image_size=32)), domain)
+    made = pipeline.preprocess_spec(replace(toy.default_config(), data=Data(sensor="x", image_size=32)), domain)
     assert made.sensor == "x"
 
 
 def test_given_statistics_win_over_those_of_the_weights() -> None:
     config = replace(toy.default_config(), data=Data(image_size=32, mean=[0.3], std=[0.1]))
-    made = workflow.preprocess_spec(config, toy.DOMAIN)
+    made = pipeline.preprocess_spec(config, toy.DOMAIN)
     assert (made.mean, made.std) == ((0.3,), (0.1,))
 
 

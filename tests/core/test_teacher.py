@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.core import toy
 from tests.core.test_train import SPEC, apart
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import load_model
@@ -34,9 +34,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def taught(root: Path, tmp_path_factory: pytest.TempPathFactory) -> workflow.Outcome:
+def taught(root: Path, tmp_path_factory: pytest.TempPathFactory) -> pipeline.Outcome:
     """A bundle to learn from."""
-    return workflow.train(toy.DOMAIN, toy.config(root, tmp_path_factory.mktemp("teacher"), epochs=4))
+    return pipeline.train(toy.DOMAIN, toy.config(root, tmp_path_factory.mktemp("teacher"), epochs=4))
 
 
 def distilled(config: Config, teacher: Teacher, *, augment: object = None) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ def test_a_view_is_the_same_in_whatever_parts_it_is_made(root: Path, tmp_path: P
     assert np.array_equal(view("b", dataset), whole) and whole.dtype == np.float16
 
 
-def test_a_bundle_teaches_a_student_of_another_school(taught: workflow.Outcome) -> None:
+def test_a_bundle_teaches_a_student_of_another_school(taught: pipeline.Outcome) -> None:
     """The student's normalisation is undone and the teacher's applied, at the teacher's size."""
     bundle = taught.bundle
     student = replace(SPEC, mean=(0.1,), std=(0.7,))
@@ -145,10 +145,10 @@ def test_a_teacher_by_name_needs_weights() -> None:
         load_teacher(config, SPEC, toy.CLASSES)
 
 
-def test_a_distillation_token_learns_from_a_bundle(root: Path, tmp_path: Path, taught: workflow.Outcome) -> None:
+def test_a_distillation_token_learns_from_a_bundle(root: Path, tmp_path: Path, taught: pipeline.Outcome) -> None:
     config = toy.config(root, tmp_path, epochs=2, teacher=str(taught.bundle.path), distillation="hard")
     config = replace(config, model=Model(name="vit:Ti/8", channels=1, options={"depth": 2, "distilled": True}))
-    outcome = workflow.train(toy.DOMAIN, config)
+    outcome = pipeline.train(toy.DOMAIN, config)
     assert outcome.bundle.provenance["config"]["recipe"]["teacher"] == str(taught.bundle.path)
     torch.manual_seed(config.run.seed)
     start = build_model(config.model, 2, image_size=toy.SIZE).state_dict()

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.core import toy
-from vitdomains.core import cli, workflow
+from vitdomains.core import cli, pipeline
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.predict import Predictor
@@ -27,15 +27,15 @@ def no_restart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, workflow.Outcome]:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pipeline.Outcome]:
     base = tmp_path_factory.mktemp("run")
     root = toy.write_images(base / "images", n=120)
     (root / "broken_10.npy").write_bytes(b"not an array")
     config = toy.config(root, base / "run", epochs=12, ema_decay=0.9)
-    return base, workflow.train(toy.DOMAIN, config)
+    return base, pipeline.train(toy.DOMAIN, config)
 
 
-def test_the_bundle_has_all_that_it_promises(trained: tuple[Path, workflow.Outcome]) -> None:
+def test_the_bundle_has_all_that_it_promises(trained: tuple[Path, pipeline.Outcome]) -> None:
     base, outcome = trained
     bundle = read_bundle(base / "run" / "bundle")
     assert bundle.id == outcome.bundle.id
@@ -53,7 +53,7 @@ def test_the_bundle_has_all_that_it_promises(trained: tuple[Path, workflow.Outco
     )
 
 
-def test_a_file_that_cannot_be_read_is_left_out_and_listed(trained: tuple[Path, workflow.Outcome]) -> None:
+def test_a_file_that_cannot_be_read_is_left_out_and_listed(trained: tuple[Path, pipeline.Outcome]) -> None:
     base, outcome = trained
     assert [identity for identity, _ in outcome.skipped] == ["broken_10"]
     assert "broken_10" in (base / "run" / "skipped.csv").read_text()
@@ -64,16 +64,16 @@ def test_a_wrong_folder_is_not_a_few_bad_files(tmp_path: Path) -> None:
     for file in sorted(root.iterdir())[::2]:
         file.write_bytes(b"")
     with pytest.raises(ManifestError, match="10 of 20 images cannot be read"):
-        workflow.train(toy.DOMAIN, toy.config(root, tmp_path / "run"))
+        pipeline.train(toy.DOMAIN, toy.config(root, tmp_path / "run"))
 
 
-def test_a_second_run_does_not_overwrite_the_first(trained: tuple[Path, workflow.Outcome]) -> None:
+def test_a_second_run_does_not_overwrite_the_first(trained: tuple[Path, pipeline.Outcome]) -> None:
     base, _ = trained
     with pytest.raises(ConfigError, match="holds a run already"):
-        workflow.train(toy.DOMAIN, toy.config(base / "images", base / "run"))
+        pipeline.train(toy.DOMAIN, toy.config(base / "images", base / "run"))
 
 
-def test_predictions_of_the_bundle_are_those_of_training(trained: tuple[Path, workflow.Outcome]) -> None:
+def test_predictions_of_the_bundle_are_those_of_training(trained: tuple[Path, pipeline.Outcome]) -> None:
     """The reader, the preprocessing and the calibration behind the bundle give the scores that the report was made from."""
     base, outcome = trained
     table = pd.read_csv(outcome.bundle.path / "report" / "predictions.csv")
@@ -85,7 +85,7 @@ def test_predictions_of_the_bundle_are_those_of_training(trained: tuple[Path, wo
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_predict_command(trained: tuple[Path, workflow.Outcome], tmp_path: Path, ending: str) -> None:
+def test_predict_command(trained: tuple[Path, pipeline.Outcome], tmp_path: Path, ending: str) -> None:
     base, _ = trained
     good = sorted((base / "images").glob("0*.npy"))[:5]
     bad = tmp_path / "bad.npy"
@@ -111,7 +111,7 @@ def test_predict_command(trained: tuple[Path, workflow.Outcome], tmp_path: Path,
     assert table["error"].fillna("").str.len().gt(0).tolist() == [False, True, False, True]
 
 
-def test_prediction_goes_on_after_a_stop(trained: tuple[Path, workflow.Outcome], tmp_path: Path) -> None:
+def test_prediction_goes_on_after_a_stop(trained: tuple[Path, pipeline.Outcome], tmp_path: Path) -> None:
     base, _ = trained
     records = [(f.stem, str(f)) for f in sorted((base / "images").glob("0*.npy"))[:30]]
     predictor = Predictor(base / "run" / "bundle", toy.read_image, threads=1, batch_size=4)
@@ -133,7 +133,7 @@ def test_prediction_goes_on_after_a_stop(trained: tuple[Path, workflow.Outcome],
     assert not journal.exists()
 
 
-def test_evaluate_command(trained: tuple[Path, workflow.Outcome], tmp_path: Path) -> None:
+def test_evaluate_command(trained: tuple[Path, pipeline.Outcome], tmp_path: Path) -> None:
     base, outcome = trained
     bundle = tmp_path / "run" / "bundle"
     shutil.copytree(base / "run" / "bundle", bundle)
@@ -182,7 +182,7 @@ def test_errors_are_two_lines_and_a_status(
 
 
 def test_a_bundle_of_another_domain_is_refused(
-    trained: tuple[Path, workflow.Outcome], capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, pipeline.Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, _ = trained
     other = replace(toy.DOMAIN, name="other")
@@ -192,7 +192,7 @@ def test_a_bundle_of_another_domain_is_refused(
 
 @pytest.mark.parametrize("method", ["rollout", "relevance"])
 def test_explain_command(
-    trained: tuple[Path, workflow.Outcome], tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, pipeline.Outcome], tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     base, _ = trained
     film = next((base / "images").glob("0*_11.npy"))
@@ -215,7 +215,7 @@ def test_explain_command(
     assert "knows left, right" in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_the_report_shows_where_the_calls_come_from(trained: tuple[Path, workflow.Outcome]) -> None:
+def test_the_report_shows_where_the_calls_come_from(trained: tuple[Path, pipeline.Outcome]) -> None:
     page = (trained[1].bundle.path / "report" / "report.html").read_text()
     assert "left: the surest right call" in page and "right: the surest right call" in page
 
@@ -223,11 +223,11 @@ def test_the_report_shows_where_the_calls_come_from(trained: tuple[Path, workflo
 def test_a_dry_run_estimates_and_leaves_nothing(tmp_path: Path) -> None:
     root = toy.write_images(tmp_path / "images", n=20)
     config = toy.config(root, tmp_path / "run")
-    manifest, memory = workflow.rehearse(toy.DOMAIN, config)
+    manifest, memory = pipeline.rehearse(toy.DOMAIN, config)
     assert len(manifest) == 20 and not (tmp_path / "run").exists()
     assert memory["optimiser"] == 2 * memory["parameters"] > 0 and memory["gradients"] <= memory["parameters"]
     large, double = (
-        workflow.rehearse(toy.DOMAIN, replace(config, recipe=replace(config.recipe, batch_size=size)))[1]
+        pipeline.rehearse(toy.DOMAIN, replace(config, recipe=replace(config.recipe, batch_size=size)))[1]
         for size in (32, 64)
     )
     assert 1.8 < double["activations"] / large["activations"] < 2.1

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vitdomains.core import cli, workflow
+from vitdomains.core import cli, pipeline
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.config import Config, Source
 from vitdomains.core.config_file import read_yaml
@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe=replace(main.recipe, epochs=2, progressive_sizes=[(0.5, 32), (1.0, 64)], batch_size=8),
         run=replace(main.run, dir=str(base / "run"), bootstrap=20, threads=1),
     )
-    workflow.train(DOMAIN, small)
+    pipeline.train(DOMAIN, small)
     return base
 
 

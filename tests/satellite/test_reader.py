@@ -15,8 +15,8 @@ from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.domain import domain_reader
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.manifest import make_manifest
+from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
-from vitdomains.core.workflow import preprocess_spec
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.reader import read_image, read_pixels, reader, window_reader
 from vitdomains.satellite.sensors import sensor_named

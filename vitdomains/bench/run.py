@@ -19,8 +19,8 @@ from vitdomains.bench.candidates import forward_call
 from vitdomains.bench.cases import Case, Subject, impossible
 from vitdomains.bench.processes import Prepared, prepare, resident, work_folder
 from vitdomains.bench.timing import environment, load_average, rounds, summary, write_result
-from vitdomains.core.atomic import write_text
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.files import write_text
 
 logger = logging.getLogger(__name__)
 

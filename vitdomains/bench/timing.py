@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vitdomains.core.atomic import write_text
+from vitdomains.core.files import write_text
 
 PACKAGES = (
     "numpy", "torch", "torchvision", "timm", "transformers", "onnx", "onnxruntime", "openvino", "nncf",

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.config import Config
 from vitdomains.core.configuring import parse_config
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import ImageError
+from vitdomains.core.files import write_text
 from vitdomains.core.leakage import SIDE, audit, thumbnail
 from vitdomains.core.manifest import Manifest
+from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.spatial_splits import nearness
 from vitdomains.core.terminal import console, messages, shown_progress
-from vitdomains.core.workflow import preprocess_spec
 
 _SHOWN = 10
 

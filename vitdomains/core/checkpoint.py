@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vitdomains.core.atomic import write_atomically, write_text
 from vitdomains.core.errors import TrainingError
+from vitdomains.core.files import write_atomically, write_text
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vitdomains.core import terminal, workflow
+from vitdomains.core import pipeline, terminal
 from vitdomains.core.audit_command import command as audit_command
 from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
 from vitdomains.core.config import Config
@@ -79,7 +79,7 @@ def train(domain: Domain, argv: list[str]) -> int:
     if helps_another():
         terminal.be_quiet()
     with shown_progress() as on_progress:
-        outcome = workflow.train(domain, config, on_progress)
+        outcome = pipeline.train(domain, config, on_progress)
     console.print(terminal_table(outcome.report, width=console.width))
     _summarise(domain, outcome)
     return 0
@@ -112,7 +112,7 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
         sections=("data", "run"),
     )
     with shown_progress() as on_progress:
-        report, predictions, pictures = workflow.assess(domain, bundle, config.data, words.split, config, on_progress)
+        report, predictions, pictures = pipeline.assess(domain, bundle, config.data, words.split, config, on_progress)
     title = f"{domain.title}: {words.split} split"
     if words.out:
         where = Path(words.out)
@@ -202,7 +202,7 @@ SHARED: dict[str, Command] = {
 
 
 def _rehearse(domain: Domain, config: Config) -> int:
-    manifest, memory = workflow.rehearse(domain, config)
+    manifest, memory = pipeline.rehearse(domain, config)
     counts = ", ".join(f"{n} {split or 'unassigned'}" for split, n in manifest.table["split"].value_counts().items())
     console.print(f"images: {counts}; classes: {', '.join(manifest.classes)}")
     estimate, mib = sum(memory.values()), 2**20
@@ -215,7 +215,7 @@ def _rehearse(domain: Domain, config: Config) -> int:
             f"not measured: {free / mib:.0f} MiB are free; lower recipe.batch_size or set model.grad_checkpointing"
         )
         return 1
-    peak = measured_memory(config, workflow.preprocess_spec(config, domain), len(manifest.classes))
+    peak = measured_memory(config, pipeline.preprocess_spec(config, domain), len(manifest.classes))
     if peak is None:
         console.print("not measured: the system stopped the step for want of memory")
         return 1
@@ -259,7 +259,7 @@ def _show_commands(domain: Domain, commands: Mapping[str, Command]) -> None:
     console.print("Every command explains itself with --help.")
 
 
-def _summarise(domain: Domain, outcome: workflow.Outcome) -> None:
+def _summarise(domain: Domain, outcome: pipeline.Outcome) -> None:
     """Where things are, how good the model is beside its floors, and what to type next."""
     bundle, report = outcome.bundle, outcome.report
     name, value = headline(report)

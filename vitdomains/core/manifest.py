@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core import checks
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ManifestError
+from vitdomains.core.files import write_atomically
 
 FIXED = ("id", "path", "group", "split")
 SPLITS = ("train", "val", "test", "")

@@ -22,8 +22,7 @@ from rich.table import Table
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from vitdomains.core import workflow
-from vitdomains.core.atomic import write_text
+from vitdomains.core import pipeline
 from vitdomains.core.backbones import TransformersClassifier, build_model, describe
 from vitdomains.core.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.cache import ImageCache
@@ -32,6 +31,7 @@ from vitdomains.core.configuring import parse_config, take_overrides
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.domain import Domain, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.files import write_text
 from vitdomains.core.floors import METRICS, logistic_scores
 from vitdomains.core.loading import batches
 from vitdomains.core.manifest import Manifest, subset
@@ -158,14 +158,14 @@ def probe(
         ConfigError: The model has no pooled features.
     """
     torch.set_num_threads(config.run.threads or physical_cores())
-    manifest, spec = domain.build_manifest(config.data), workflow.preprocess_spec(config, domain)
+    manifest, spec = domain.build_manifest(config.data), pipeline.preprocess_spec(config, domain)
     kind = task_kind(domain, config.data)
     model = build_model(replace(config.model, head="linear"), len(manifest.classes), image_size=spec.height)
     info = describe(model)
     device = lightning_fabric.Fabric(accelerator=config.run.accelerator, devices=1).device
-    folder = workflow.cache_folder(config) if config.data.cache == "disk" else None
+    folder = pipeline.cache_folder(config) if config.data.cache == "disk" else None
     cache = None if config.data.cache == "none" else ImageCache(spec, folder)
-    manifest, _ = workflow.drop_unreadable(domain, manifest, spec, cache, None, on_progress)
+    manifest, _ = pipeline.drop_unreadable(domain, manifest, spec, cache, None, on_progress)
     parts = {split: _part(domain, manifest, split, spec, cache, config) for split in ("train", "val", "test")}
     headless(model)
     size = config.recipe.batch_size
@@ -193,7 +193,7 @@ def probe(
 def _part(
     domain: Domain, m: Manifest, split: str, spec: PreprocessSpec, cache: ImageCache | None, config: Config
 ) -> ImageDataset:
-    part = workflow.dataset(domain, subset(m, split), spec, cache, config)
+    part = pipeline.dataset(domain, subset(m, split), spec, cache, config)
     if not len(part):
         raise ManifestError(
             f"The {split} split is empty.", hint="Set data.val_fraction and data.test_fraction, or data.split."

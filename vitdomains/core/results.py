@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.files import write_atomically
 from vitdomains.core.predict import Prediction, Predictor, Record
 
 

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.bundle import WEIGHTS, Bundle
 from vitdomains.core.errors import BundleError
+from vitdomains.core.files import write_text
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.core.runtimes import available
 

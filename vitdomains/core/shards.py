@@ -21,9 +21,9 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from vitdomains.core.atomic import write_atomically, write_text
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.executors import MakeWorker, Processes, Task, by_crew, inline, threads_per_worker
+from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.ray_actors import RayActors
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.cache import file_key
 from vitdomains.core.config import Config
 from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.files import write_text
 from vitdomains.core.loading import batches
 from vitdomains.core.preprocess import PreprocessSpec, normalise
 from vitdomains.core.process import has_fast_bf16

@@ -7,7 +7,7 @@ import io
 from html import escape
 from pathlib import Path
 
-from vitdomains.core.atomic import write_atomically, write_text
+from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.review import Decision, Region
 from vitdomains.cxr.report import CAUTION, FilmReport, FindingLine
 

@@ -17,8 +17,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
 
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ImageError
+from vitdomains.core.files import write_atomically
 from vitdomains.core.review import Decision, Region
 from vitdomains.cxr.report import CAUTION, FilmReport, FindingLine
 

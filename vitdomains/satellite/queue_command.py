@@ -12,10 +12,10 @@ import pandas as pd
 import torch
 
 from vitdomains.core.active import CHOICES, queue
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, ManifestError
+from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.tiles_table import PLACE, tile_table
 from vitdomains.core.manifest import folder_manifest, read_manifest
 from vitdomains.core.predict import Predictor

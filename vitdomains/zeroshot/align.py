@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.checkpoint import load_state, save_state
 from vitdomains.core.errors import TrainingError
+from vitdomains.core.files import write_atomically
 from vitdomains.core.image_tower import ImageTower
 from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.shards import OnProgress

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 import numpy as np
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.domain import Domain
+from vitdomains.core.files import write_text
 from vitdomains.core.shards import OnProgress
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.zeroshot.align import Alignment, Trained, align, top_one

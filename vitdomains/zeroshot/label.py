@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.executors import MakeWorker
+from vitdomains.core.files import write_text
 from vitdomains.core.geo.mapping import Means
 from vitdomains.core.geo.tiles_table import tile_table
 from vitdomains.core.geo.vectors import write_geoparquet

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.bundle import file_sha256
 from vitdomains.core.errors import WeightsError
+from vitdomains.core.files import write_text
 from vitdomains.core.weights import read_state
 from vitdomains.zeroshot.clip_tokenizer import clip_tokenizer
 from vitdomains.zeroshot.towers import Parts, first_line, load_parts

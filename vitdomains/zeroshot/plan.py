@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitdomains.core.atomic import write_atomically
+from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.grid import plan_table
 from vitdomains.core.geo.mapping import Tiling, open_scene
 from vitdomains.core.geo.raster import describe_raster

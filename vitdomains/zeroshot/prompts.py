@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.config_file import read_yaml
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.files import write_atomically
 from vitdomains.core.suggest import nearest
 
 Floats = npt.NDArray[np.float32]

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ImageError
+from vitdomains.core.files import write_atomically
 from vitdomains.core.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.zeroshot.reader import read_image, read_pixels
 

@@ -13,9 +13,9 @@ import pandas as pd
 import rasterio
 import yaml
 
-from vitdomains.core.atomic import write_atomically, write_text
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.errors import ManifestError
+from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.geo.tiles_table import UNKNOWN, classes_of
 from vitdomains.core.manifest import make_manifest, read_manifest, write_manifest
 from vitdomains.core.preprocess import PreprocessSpec

@@ -21,11 +21,11 @@ import torch
 
 from vitdomains.bench.candidates import module, parameters, textures, weight_bytes
 from vitdomains.bench.cases import Subject
-from vitdomains.core.atomic import write_text
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.export import to_onnx, to_openvino
 from vitdomains.core.export.formats import FORMATS, is_transformer
 from vitdomains.core.export.int8 import calibrate, quantize_dynamic, quantize_openvino, quantize_static
+from vitdomains.core.files import write_text
 
 CALIBRATION_IMAGES = 16
 

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain.overlay import Floats, Picture, Style, as_rgb
+from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.raster import describe_raster
 
 _PRINTED = Style(contour=None)

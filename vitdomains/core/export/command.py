@@ -10,7 +10,7 @@ from typing import get_args
 
 from rich.table import Table
 
-from vitdomains.core import workflow
+from vitdomains.core import pipeline
 from vitdomains.core.bundle import Bundle, read_bundle
 from vitdomains.core.cache import ImageCache
 from vitdomains.core.config import Config
@@ -66,8 +66,8 @@ def validation_images(domain: Domain, bundle: Bundle, config: Config, on_progres
         )
     spec, cache = bundle.preprocess, ImageCache(bundle.preprocess)
     part = select_classes(manifest, bundle.classes)
-    part, _ = workflow.drop_unreadable(domain, part, spec, cache, None, on_progress)
-    return workflow.dataset(domain, part, spec, cache, config)
+    part, _ = pipeline.drop_unreadable(domain, part, spec, cache, None, on_progress)
+    return pipeline.dataset(domain, part, spec, cache, config)
 
 
 def results_table(made: Sequence[Exported]) -> Table:

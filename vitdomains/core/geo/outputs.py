@@ -25,7 +25,7 @@ from rasterio.crs import CRS
 from rasterio.io import DatasetWriter
 from rasterio.windows import Window as Part
 
-from vitdomains.core.atomic import write_text
+from vitdomains.core.files import write_text
 from vitdomains.core.geo.blend import Blended, blend, neighbours
 from vitdomains.core.geo.grid import Grid
 from vitdomains.core.geo.scene import unpack

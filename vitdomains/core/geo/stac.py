@@ -27,9 +27,9 @@ from stac_model.input import InputStructure, ModelInput, ValueScalingZScore
 from stac_model.output import MLMClassification, ModelOutput, ModelResult
 from stac_model.schema import MLModelExtension, MLModelProperties
 
-from vitdomains.core.atomic import write_text
 from vitdomains.core.bundle import WEIGHTS, Bundle
 from vitdomains.core.errors import ManifestError
+from vitdomains.core.files import write_text
 from vitdomains.core.geo.outputs import Place
 from vitdomains.core.geo.styles import Labels, class_colours
 

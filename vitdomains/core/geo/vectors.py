@@ -22,8 +22,8 @@ import shapely
 from affine import Affine
 from rasterio.crs import CRS
 
-from vitdomains.core.atomic import write_atomically
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.inputs import shown_path
 from vitdomains.core.geo.tiles_table import PLACE, probability_columns
 
