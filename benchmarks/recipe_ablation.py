@@ -31,6 +31,7 @@ from vitdomains.core import pipeline
 from vitdomains.core.backbones import build_model, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.cache import ImageCache
+from vitdomains.core.commands.probe import probe
 from vitdomains.core.config import Config
 from vitdomains.core.configuring import parse_config
 from vitdomains.core.dataset import ImageDataset, warm
@@ -38,7 +39,6 @@ from vitdomains.core.domain import domain_reader
 from vitdomains.core.loading import batches
 from vitdomains.core.manifest import labels, subset
 from vitdomains.core.predict import Predictor
-from vitdomains.core.probe import probe
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import load_teacher

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.core import toy
-from vitdomains.core import cli, memory
+from vitdomains.core import memory
 from vitdomains.core.backbones import build_model
+from vitdomains.core.commands import cli
 from vitdomains.core.config import Config, Model, Recipe, Run
 from vitdomains.core.memory import free_memory, measured_memory, training_memory
 from vitdomains.core.preprocess import PreprocessSpec

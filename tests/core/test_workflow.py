@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 
 from tests.core import toy
-from vitdomains.core import cli, pipeline
+from vitdomains.core import pipeline
 from vitdomains.core.bundle import read_bundle
+from vitdomains.core.commands import cli
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.predict import Predictor
 from vitdomains.core.results import write_predictions

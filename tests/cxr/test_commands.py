@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from vitdomains.core import cli, pipeline
+from vitdomains.core import pipeline
 from vitdomains.core.bundle import read_bundle
+from vitdomains.core.commands import cli
 from vitdomains.core.config import Config, Source
 from vitdomains.core.config_file import read_yaml
 from vitdomains.core.configuring import config_from_dict, config_to_dict

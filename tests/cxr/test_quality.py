@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.cxr.film_files import dataset, save
 from tests.small_run import small_run
-from vitdomains.core import cli
+from vitdomains.core.commands import cli
 from vitdomains.core.errors import ImageError
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.film import Film, read_film

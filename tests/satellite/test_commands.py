@@ -14,8 +14,8 @@ from rasterio.warp import transform_geom
 from rasterio.windows import Window
 
 from tests.satellite.tile_files import UTM, write_picture, write_raster
-from vitdomains.core import cli
 from vitdomains.core.bundle import read_bundle
+from vitdomains.core.commands import cli
 from vitdomains.core.config_file import read_yaml
 from vitdomains.core.configuring import config_from_dict, config_to_dict
 from vitdomains.core.manifest import read_manifest

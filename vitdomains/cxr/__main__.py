@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vitdomains.core.cli import main
+from vitdomains.core.commands.cli import main
 from vitdomains.core.domain import Domain
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.cxr import DOMAIN

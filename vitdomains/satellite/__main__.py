@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitdomains.core.cli import Command, main
+from vitdomains.core.commands.cli import Command, main
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.map import map_command
 from vitdomains.satellite.queue_command import command as queue_command

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitdomains.core.cli import Command, main
+from vitdomains.core.commands.cli import Command, main
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.align_command import align_command
 from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search

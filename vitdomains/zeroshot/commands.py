@@ -12,8 +12,8 @@ from typing import Any, get_args
 from rich.table import Table
 from rich.text import Text
 
-from vitdomains.core import cli
 from vitdomains.core.bundle import read_bundle, update_bundle
+from vitdomains.core.commands import cli
 from vitdomains.core.config_file import read_yaml
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError

@@ -12,9 +12,9 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
+from vitdomains.core.commands.probe import knn_scores
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.headstart import fit_head
-from vitdomains.core.probe import knn_scores
 from vitdomains.core.tasks import SingleLabel
 from vitdomains.zeroshot.classify import Classifier
 from vitdomains.zeroshot.embeddings import Index

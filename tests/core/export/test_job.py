@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.core import small_bundle, toy
-from vitdomains.core import cli
 from vitdomains.core.bundle import Bundle, read_bundle
+from vitdomains.core.commands import cli
 from vitdomains.core.config import Model
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.command import findings

@@ -14,8 +14,9 @@ from pathlib import Path
 from rich.table import Table
 
 from vitdomains.core import pipeline, terminal
-from vitdomains.core.audit_command import command as audit_command
 from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
+from vitdomains.core.commands.audit import command as audit_command
+from vitdomains.core.commands.probe import probe_command
 from vitdomains.core.config import Config
 from vitdomains.core.configuring import config_from_dict, parse_config, take_overrides
 from vitdomains.core.domain import Domain, domain_reader
@@ -27,7 +28,6 @@ from vitdomains.core.export.command import export
 from vitdomains.core.manifest import folder_manifest
 from vitdomains.core.memory import free_memory, measured_memory
 from vitdomains.core.predict import Predictor
-from vitdomains.core.probe import probe_command
 from vitdomains.core.process import helps_another, restart_with_tuned_allocator
 from vitdomains.core.report import terminal_table, write_report
 from vitdomains.core.results import write_predictions
