@@ -30,8 +30,8 @@ from sklearn.preprocessing import StandardScaler
 from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config
-from vitdomains.core.configuring import parse_config
+from vitdomains.core.config.parse import parse_config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset, warm
 from vitdomains.core.features import split_frozen
 from vitdomains.core.feeds import frozen_tokens, frozen_weights_hash

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.core.test_backbones import FAMILIES
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.export.formats import FORMATS, reason_against

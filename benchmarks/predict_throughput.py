@@ -33,7 +33,7 @@ from rich.table import Table
 
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.export.job import export_bundle
 from vitdomains.core.export.workbench import Options

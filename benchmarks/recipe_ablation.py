@@ -32,8 +32,8 @@ from vitdomains.core.backbones import build_model, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.cache import ImageCache
 from vitdomains.core.commands.probe import probe
-from vitdomains.core.config import Config
-from vitdomains.core.configuring import parse_config
+from vitdomains.core.config.parse import parse_config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset, warm
 from vitdomains.core.domain import domain_reader
 from vitdomains.core.loading import batches

@@ -20,7 +20,7 @@ from apps.films.worklist import Worklist, identity
 from apps.shared.bundle_info import read_facts
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.cxr.phantom import PHANTOM_FINDINGS, make_phantoms
 

@@ -31,9 +31,9 @@ from sklearn.ensemble import RandomForestClassifier
 
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import update_bundle
-from vitdomains.core.config import Config, Source
-from vitdomains.core.config_file import read_yaml
-from vitdomains.core.configuring import parse_config
+from vitdomains.core.config.parse import parse_config
+from vitdomains.core.config.schema import Config, Source
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.evaluate import evaluate
 from vitdomains.core.explain.overlay import composite
 from vitdomains.core.geo.raster import describe_raster, read_window

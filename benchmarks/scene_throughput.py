@@ -41,7 +41,7 @@ from rasterio.windows import Window
 
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, read_bundle, write_bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.geo.mapping import Means, Scene, Tiling, draw, label_scenes, open_scene
 from vitdomains.core.geo.scene import LabelTiles
 from vitdomains.core.geo.styles import Labels

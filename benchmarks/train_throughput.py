@@ -24,7 +24,7 @@ from rich.table import Table
 from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config, Model, Recipe, Run
+from vitdomains.core.config.schema import Config, Model, Recipe, Run
 from vitdomains.core.dataset import ImageDataset, warm
 from vitdomains.core.manifest import make_manifest, take
 from vitdomains.core.preprocess import PreprocessSpec, normalise

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.pipeline import train
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.phantom import make_phantoms

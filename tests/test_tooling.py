@@ -119,8 +119,8 @@ def test_nothing_is_left_open() -> None:
 
 
 def test_every_shipped_configuration_is_valid() -> None:
-    from vitdomains.core.config_file import read_yaml
-    from vitdomains.core.configuring import config_from_dict
+    from vitdomains.core.config.parse import config_from_dict
+    from vitdomains.core.config.yaml_file import read_yaml
 
     for path in sorted((ROOT / "configs").glob("cxr/*.yaml")):
         config_from_dict(read_yaml(path))

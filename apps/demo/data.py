@@ -13,7 +13,7 @@ from apps.demo.land import BANDS, KINDS, draw_land, write_scene, write_truth
 from apps.demo.towers import small_towers
 from vitdomains import cxr, satellite
 from vitdomains.core import pipeline
-from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.terminal import OnProgress
 from vitdomains.satellite.map import map_command
 from vitdomains.satellite.queue_command import command as queue_command

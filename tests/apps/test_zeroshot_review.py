@@ -28,8 +28,8 @@ from apps.labels.store import read_labels
 from tests.zeroshot import tiny
 from vitdomains import satellite
 from vitdomains.core.bundle import file_sha256, read_bundle
-from vitdomains.core.config_file import read_yaml
-from vitdomains.core.configuring import parse_config
+from vitdomains.core.config.parse import parse_config
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.geo.mapping import Means
 from vitdomains.core.geo.tiles_table import UNKNOWN

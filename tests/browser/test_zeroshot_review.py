@@ -14,7 +14,7 @@ from tests.browser.conftest import Serve
 from tests.browser.watched import Watched
 from tests.zeroshot import tiny
 from vitdomains import satellite
-from vitdomains.core.configuring import parse_config
+from vitdomains.core.config.parse import parse_config
 from vitdomains.core.geo.mapping import Means
 from vitdomains.core.review import ReviewStore
 from vitdomains.zeroshot.label import Compute, label_tiles

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.core import toy
 from vitdomains.core import pipeline
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 
 GLOBAL_BATCH = 16
 

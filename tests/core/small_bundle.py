@@ -12,7 +12,7 @@ from torch import nn
 from tests.core import toy
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.config import Data, Model
+from vitdomains.core.config.schema import Data, Model
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.manifest import subset
 from vitdomains.core.preprocess import PreprocessSpec, normalise

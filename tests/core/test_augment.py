@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vitdomains.core.augment import POLICIES, Augmenter, BandJitter, build_augment, cut_box, mix
-from vitdomains.core.config import Recipe
+from vitdomains.core.config.schema import Recipe
 from vitdomains.core.errors import ConfigError
 
 RECIPES = [

@@ -24,7 +24,7 @@ from vitdomains.core.backbones import (
     portable_spec,
     split_frozen,
 )
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 
 VIT = {"depth": 3, "embed_dim": 48, "num_heads": 2}

@@ -21,7 +21,7 @@ from vitdomains.bench.run import Options, bench
 from vitdomains.bench.timing import environment, interleave, machine, rounds, summary
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, update_bundle, write_bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.plots import render
 from vitdomains.core.preprocess import PreprocessSpec

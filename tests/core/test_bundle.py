@@ -12,7 +12,7 @@ import torch
 
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, load_model, read_bundle, update_bundle, write_bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import BundleError
 from vitdomains.core.preprocess import PreprocessSpec
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.backbones import build_model
 from vitdomains.core.checkpoints import adapt_channels, canonical, from_flax, implied_options, unwrap
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.vit import VisionTransformer, vit
 
 TINY = {"width": 32, "heads": 2, "depth": 3, "image_size": 64}

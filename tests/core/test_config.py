@@ -10,11 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
-from vitdomains.core.config_file import MAX_BYTES, parse_yaml, read_yaml
-from vitdomains.core.config_rules import RANGES
-from vitdomains.core.config_words import SECTIONS, known_keys
-from vitdomains.core.configuring import (
+from vitdomains.core.config.parse import (
     config_from_dict,
     config_to_dict,
     dump_config,
@@ -22,6 +18,10 @@ from vitdomains.core.configuring import (
     take_overrides,
     validate,
 )
+from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.config.validate import RANGES
+from vitdomains.core.config.yaml_file import MAX_BYTES, parse_yaml, read_yaml
+from vitdomains.core.config_words import SECTIONS, known_keys
 from vitdomains.core.errors import ConfigError
 
 DEFAULT = Config(data=Data(sources=[Source(name="nih")]))

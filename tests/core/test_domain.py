@@ -13,8 +13,8 @@ import pytest
 from tests.core import toy
 from vitdomains.core import pipeline
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config, Data, Model
-from vitdomains.core.config_rules import validate
+from vitdomains.core.config.schema import Config, Data, Model
+from vitdomains.core.config.validate import validate
 from vitdomains.core.domain import domain_reader, task_kind
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.preprocess import PreprocessSpec

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from vitdomains.core.config import Config, Data, Model, Recipe, Run
-from vitdomains.core.lint import FEW_IMAGES, Caution, lint
+from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run
+from vitdomains.core.config.warnings import FEW_IMAGES, Caution, lint
 
 SOUND = Config(
     data=Data(image_size=224),

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from vitdomains.core.augment import build_augment
-from vitdomains.core.config import Recipe
+from vitdomains.core.config.schema import Recipe
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.loading import ImageCache, ImageDataset, batches, plan, warm
 from vitdomains.core.manifest import Manifest

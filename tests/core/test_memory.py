@@ -12,7 +12,7 @@ from tests.core import toy
 from vitdomains.core import memory
 from vitdomains.core.backbones import build_model
 from vitdomains.core.commands import cli
-from vitdomains.core.config import Config, Model, Recipe, Run
+from vitdomains.core.config.schema import Config, Model, Recipe, Run
 from vitdomains.core.memory import free_memory, measured_memory, training_memory
 from vitdomains.core.preprocess import PreprocessSpec
 

@@ -14,7 +14,7 @@ from tests.core.test_backbones import HF, SWIN, VIT
 from vitdomains.core.backbones import build_model
 from vitdomains.core.commands import cli
 from vitdomains.core.commands.probe import headless, knn_scores, linear_probe
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 
 ONE_HOT = np.eye(2)

@@ -23,7 +23,7 @@ from tests.core.test_backbones import HF, HF_SWIN, SWIN, VIT
 from tests.core.test_train import SPEC, apart, run
 from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model, layer_ids
-from vitdomains.core.config import Config, Model, Recipe
+from vitdomains.core.config.schema import Config, Model, Recipe
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.manifest import subset
 from vitdomains.core.recipe import (

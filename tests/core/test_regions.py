@@ -13,8 +13,8 @@ from tests.core import toy
 from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config, Model, Recipe
-from vitdomains.core.configuring import validate
+from vitdomains.core.config.parse import validate
+from vitdomains.core.config.schema import Config, Model, Recipe
 from vitdomains.core.dataset import ImageDataset, cell_labels
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.manifest import subset

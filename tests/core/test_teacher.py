@@ -17,7 +17,7 @@ from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import load_model
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config, Model
+from vitdomains.core.config.schema import Config, Model
 from vitdomains.core.dataset import ImageDataset, collate
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.manifest import subset, take

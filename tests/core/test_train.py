@@ -19,7 +19,7 @@ from tests.core import toy
 from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.errors import ConfigError, TrainingError
 from vitdomains.core.manifest import Manifest, subset

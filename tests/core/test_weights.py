@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitdomains.core import weights
 from vitdomains.core.backbones import build_model, describe
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.vit import vit
 

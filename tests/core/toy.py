@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from vitdomains.core.config import Config, Data, Model, Recipe, Run
+from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ImageError
 from vitdomains.core.manifest import Manifest, make_manifest, validate

@@ -12,9 +12,9 @@ import pytest
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.commands import cli
-from vitdomains.core.config import Config, Source
-from vitdomains.core.config_file import read_yaml
-from vitdomains.core.configuring import config_from_dict, config_to_dict
+from vitdomains.core.config.parse import config_from_dict, config_to_dict
+from vitdomains.core.config.schema import Config, Source
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.cxr import DOMAIN, default_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "cxr"

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitdomains.core.config import Data, Source
+from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import Manifest, labels, make_manifest, write_manifest
 from vitdomains.cxr import sources

@@ -16,8 +16,8 @@ from rasterio.windows import Window
 from tests.satellite.tile_files import UTM, write_picture, write_raster
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.commands import cli
-from vitdomains.core.config_file import read_yaml
-from vitdomains.core.configuring import config_from_dict, config_to_dict
+from vitdomains.core.config.parse import config_from_dict, config_to_dict
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.manifest import read_manifest
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.__main__ import COMMANDS

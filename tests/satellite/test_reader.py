@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.satellite.tile_files import write_picture, write_raster
-from vitdomains.core.config import Config, Data, Model
+from vitdomains.core.config.schema import Config, Data, Model
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.domain import domain_reader
 from vitdomains.core.errors import ConfigError, ImageError

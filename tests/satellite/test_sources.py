@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from tests.satellite.tile_files import write_picture, write_raster
-from vitdomains.core.config import Data, Source
+from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import labels, subset
 from vitdomains.satellite.bigearthnet import CLASSES_19, CLASSES_43

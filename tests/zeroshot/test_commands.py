@@ -16,7 +16,7 @@ from tests.zeroshot.test_label import write_scene
 from vitdomains import satellite
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.commands import cli
-from vitdomains.core.configuring import parse_config
+from vitdomains.core.config.parse import parse_config
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.manifest import read_manifest
 from vitdomains.core.terminal import console

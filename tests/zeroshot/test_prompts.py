@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vitdomains.core.config_file import read_yaml
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.zeroshot.prompts import (
     class_embeddings,

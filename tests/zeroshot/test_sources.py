@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.zeroshot.tiny import write_tiles
-from vitdomains.core.config import Data
+from vitdomains.core.config.schema import Data
 from vitdomains.core.errors import ImageError, ManifestError
 from vitdomains.core.manifest import labels
 from vitdomains.zeroshot.plan import plan_tiles, tile_keys

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitdomains.bench.cases import Case, Subject
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import load_model, read_bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.runtimes import session
 
 Call = Callable[[], object]

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitdomains.core.config import Data, Source
+from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import Manifest, check_splits, take, with_split
 from vitdomains.core.splits import grouped_split

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitdomains.core.config import Recipe
+from vitdomains.core.config.schema import Recipe
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.preprocess import Array, Storage
 

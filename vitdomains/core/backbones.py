@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vitdomains.core import weights
 from vitdomains.core.checkpoints import canonical, implied_options
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.features import (
     features,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.backbones import build_model
 from vitdomains.core.checkpoint import load_weights, save_weights
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import BundleError
 from vitdomains.core.files import write_text
 from vitdomains.core.preprocess import PreprocessSpec

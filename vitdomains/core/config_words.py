@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from vitdomains.core.config import Data, Model, Recipe, Run, Source
-from vitdomains.core.config_file import parse_yaml
-from vitdomains.core.config_rules import range_of
+from vitdomains.core.config.schema import Data, Model, Recipe, Run, Source
+from vitdomains.core.config.validate import range_of
+from vitdomains.core.config.yaml_file import parse_yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.suggest import nearest
 

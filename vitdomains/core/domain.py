@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from vitdomains.core.config import Config, Data
+from vitdomains.core.config.schema import Config, Data
 from vitdomains.core.dataset import ReadRegions
 from vitdomains.core.manifest import Manifest
 from vitdomains.core.preprocess import PreprocessSpec

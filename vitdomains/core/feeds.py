@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import Batch, ImageDataset
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.features import split_frozen

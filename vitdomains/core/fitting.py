@@ -10,7 +10,7 @@ from torch import nn
 
 from vitdomains.core import checkpoints
 from vitdomains.core.checkpoints import State
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.features import layer_ids
 from vitdomains.core.weights import WeightsFile

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdomains.core import weights
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.fitting import load_into
 

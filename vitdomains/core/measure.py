@@ -13,7 +13,7 @@ from torch import nn
 
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.calibrate import choose_thresholds, fit_temperature
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.evaluate import evaluate

@@ -32,7 +32,7 @@ from torch.utils._pytree import tree_leaves
 
 from vitdomains.core import recipe as recipes
 from vitdomains.core.backbones import build_model
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.features import split_frozen
 from vitdomains.core.preprocess import PreprocessSpec, normalise, resized_spec
 from vitdomains.core.process import physical_cores

@@ -19,7 +19,7 @@ from torch import nn
 
 from vitdomains.core import recipe as recipes
 from vitdomains.core.checkpoint import RunLog, load_state, save_state
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.feeds import Feed, Forward, frozen_feed, image_feed
 from vitdomains.core.headstart import fit_head, head_inputs, linear_head

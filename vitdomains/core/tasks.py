@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitdomains.core.config import Recipe
+from vitdomains.core.config.schema import Recipe
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.metrics import accuracy, auroc
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.backbones import build_model, default_mean_std
 from vitdomains.core.bundle import load_model, read_bundle
-from vitdomains.core.config import Config, Model
+from vitdomains.core.config.schema import Config, Model
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.feeds import Forward

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vitdomains.core.cache import file_key
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.files import write_text
 from vitdomains.core.loading import batches

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vitdomains.core import recipe as recipes
 from vitdomains.core.augment import mix
 from vitdomains.core.checkpoint import load_weights, save_weights
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.errors import ConfigError, TrainingError
 from vitdomains.core.preprocess import PreprocessSpec

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from vitdomains.core import checkpoints
 from vitdomains.core.checkpoints import State
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError, WeightsError
 
 _log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
 from vitdomains.cxr.film import read_image
 from vitdomains.cxr.quality import read_checked

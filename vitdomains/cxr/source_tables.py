@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from vitdomains.core.config import Source
+from vitdomains.core.config.schema import Source
 from vitdomains.core.errors import ManifestError
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from vitdomains.core import checks
 from vitdomains.core.assembly import complete_splits, keep_rows, limited, source_root
-from vitdomains.core.config import Data, Source
+from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import (
     LABEL_PREFIX,

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config import Source
+from vitdomains.core.config.schema import Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import Manifest, make_manifest
 from vitdomains.core.tables import require_columns

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdomains.core.config import Source
+from vitdomains.core.config.schema import Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import Manifest, make_manifest
 from vitdomains.satellite.positions import LONGITUDE_COLUMN

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rasterio.warp import transform
 
 from vitdomains.core.assembly import complete_splits
-from vitdomains.core.config import Data
+from vitdomains.core.config.schema import Data
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.raster import open_raster
 from vitdomains.core.manifest import SPLITS, Manifest, with_split

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from vitdomains.core.config import Config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.domain import ReadImage
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.geo.raster import Extent, RasterInfo, Window, describe_raster, read_window

@@ -10,7 +10,7 @@ import numpy as np
 
 from vitdomains.core import checks
 from vitdomains.core.assembly import keep_rows, limited, source_root
-from vitdomains.core.config import Data, Source
+from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import Manifest, labels, merge, select_classes, take, validate, with_split
 from vitdomains.core.suggest import nearest

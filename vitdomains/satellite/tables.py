@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config import Source
+from vitdomains.core.config.schema import Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import LABEL_PREFIX, Manifest, make_manifest, read_manifest
 from vitdomains.core.tables import label_columns, read_table, require_columns

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vitdomains.core.config_file import read_yaml
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.manifest import labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vitdomains.core.config import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
 from vitdomains.zeroshot.plan import EXTENSIONS
 from vitdomains.zeroshot.reader import read_image, reader

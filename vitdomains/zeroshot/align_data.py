@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config import Source
+from vitdomains.core.config.schema import Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.manifest import labels
 from vitdomains.zeroshot.prompts import PromptSet, make_prompts

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from vitdomains.core.bundle import read_bundle, update_bundle
 from vitdomains.core.commands import cli
-from vitdomains.core.config_file import read_yaml
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.evaluate import summary

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.config import Config, Data, Run, Source
+from vitdomains.core.config.schema import Config, Data, Run, Source
 from vitdomains.core.files import write_text
 from vitdomains.core.geo.tiles_table import UNKNOWN
 from vitdomains.core.image_tower import text_head

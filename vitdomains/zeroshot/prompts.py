@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config_file import read_yaml
+from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.suggest import nearest

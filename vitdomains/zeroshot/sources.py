@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.assembly import complete_splits, keep_rows, limited, source_root
-from vitdomains.core.config import Data, Source
+from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.tiles_table import PLACE
 from vitdomains.core.manifest import (

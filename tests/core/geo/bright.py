@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdomains.core.bundle import Bundle
-from vitdomains.core.config import Model
+from vitdomains.core.config.schema import Model
 from vitdomains.core.geo.raster import read_window
 from vitdomains.core.geo.scene import LabelTiles
 from vitdomains.core.predict import Predictor

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vitdomains.core.config import Config
-from vitdomains.core.configuring import parse_config
+from vitdomains.core.config.parse import parse_config
+from vitdomains.core.config.schema import Config
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_text

@@ -17,8 +17,8 @@ from vitdomains.core import pipeline, terminal
 from vitdomains.core.bundle import Bundle, read_bundle, update_bundle
 from vitdomains.core.commands.audit import command as audit_command
 from vitdomains.core.commands.probe import probe_command
-from vitdomains.core.config import Config
-from vitdomains.core.configuring import config_from_dict, parse_config, take_overrides
+from vitdomains.core.config.parse import config_from_dict, parse_config, take_overrides
+from vitdomains.core.config.schema import Config
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.evaluate import headline, summary

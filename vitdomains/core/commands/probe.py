@@ -26,8 +26,8 @@ from vitdomains.core import pipeline
 from vitdomains.core.backbones import TransformersClassifier, build_model, describe
 from vitdomains.core.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config
-from vitdomains.core.configuring import parse_config, take_overrides
+from vitdomains.core.config.parse import parse_config, take_overrides
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.domain import Domain, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError

@@ -13,8 +13,8 @@ from rich.table import Table
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import Bundle, read_bundle
 from vitdomains.core.cache import ImageCache
-from vitdomains.core.config import Config
-from vitdomains.core.configuring import config_from_dict, parse_config, take_overrides
+from vitdomains.core.config.parse import config_from_dict, parse_config, take_overrides
+from vitdomains.core.config.schema import Config
 from vitdomains.core.dataset import ImageDataset
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ExportError, ManifestError

@@ -15,9 +15,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from vitdomains.core.config import Config, Source
-from vitdomains.core.config_file import dump_yaml, read_yaml
-from vitdomains.core.config_rules import Allowed, validate
+from vitdomains.core.config.schema import Config, Source
+from vitdomains.core.config.validate import Allowed, validate
+from vitdomains.core.config.yaml_file import dump_yaml, read_yaml
 from vitdomains.core.config_words import (
     ALL_SECTIONS,
     SECTIONS,

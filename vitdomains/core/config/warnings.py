@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vitdomains.core.config import Config
-from vitdomains.core.config_rules import input_size
+from vitdomains.core.config.schema import Config
+from vitdomains.core.config.validate import input_size
 
 FEW_IMAGES = 10_000
 """Training images below which a ViT without pretrained weights is warned about."""

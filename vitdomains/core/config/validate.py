@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from vitdomains.core.config import Config, Source
+from vitdomains.core.config.schema import Config, Source
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.suggest import nearest
 

@@ -1,0 +1,1 @@
+"""The configuration: schema, YAML, parsing, validation, warnings on recipes."""
