@@ -74,8 +74,8 @@ class LoadedModel:
         """
         import torch
 
+        from vitdomains.core.data.preprocess import normalise
         from vitdomains.core.explain import explain
-        from vitdomains.core.preprocess import normalise
 
         predictor = self.predictor
         k = predictor.bundle.classes.index(name)

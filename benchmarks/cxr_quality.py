@@ -27,20 +27,20 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
-from vitdomains.core.cache import ImageCache
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
-from vitdomains.core.dataset import ImageDataset, warm
+from vitdomains.core.data.augment import build_augment
+from vitdomains.core.data.dataset import ImageDataset, warm
+from vitdomains.core.data.image_cache import ImageCache
+from vitdomains.core.data.loading import batches
+from vitdomains.core.data.manifest import Manifest, take
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise
+from vitdomains.core.data.splits import grouped_folds
 from vitdomains.core.features import split_frozen
 from vitdomains.core.feeds import frozen_tokens, frozen_weights_hash
-from vitdomains.core.loading import batches
-from vitdomains.core.manifest import Manifest, take
 from vitdomains.core.metrics import auroc
 from vitdomains.core.pipeline import preprocess_spec
-from vitdomains.core.preprocess import PreprocessSpec, normalise
-from vitdomains.core.splits import grouped_folds
 from vitdomains.core.tasks import build_task
 from vitdomains.core.terminal import set_up_logging
 from vitdomains.core.train import fit

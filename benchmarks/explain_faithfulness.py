@@ -25,11 +25,11 @@ from rich.table import Table
 from torch import Tensor
 
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
+from vitdomains.core.data.manifest import read_manifest, subset
+from vitdomains.core.data.preprocess import geometry, normalise, prepare
 from vitdomains.core.explain import CLASS_AGNOSTIC, METHODS, explain
 from vitdomains.core.explain.files import write_png
 from vitdomains.core.explain.overlay import panel, to_original
-from vitdomains.core.manifest import read_manifest, subset
-from vitdomains.core.preprocess import geometry, normalise, prepare
 from vitdomains.cxr.film import read_image
 from vitdomains.cxr.phantom import read_masks
 

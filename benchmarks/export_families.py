@@ -31,14 +31,14 @@ from tests.core.test_backbones import FAMILIES
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.manifest import Manifest, read_manifest
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.export.formats import FORMATS, reason_against
 from vitdomains.core.export.job import export_bundle
 from vitdomains.core.export.workbench import Options
 from vitdomains.core.files import write_text
-from vitdomains.core.manifest import Manifest, read_manifest
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.cxr.film import read_image
 from vitdomains.cxr.phantom import make_phantoms

@@ -19,8 +19,8 @@ from harness import write_result
 
 from vitdomains.core.backbones import build_model
 from vitdomains.core.config.schema import Config, Model, Recipe, Run
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.memory import measured_memory, training_memory
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.process import restart_with_tuned_allocator
 
 _log = logging.getLogger("memory_estimate")

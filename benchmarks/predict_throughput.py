@@ -34,12 +34,12 @@ from rich.table import Table
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.manifest import Manifest, read_manifest
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.export.job import export_bundle
 from vitdomains.core.export.workbench import Options
-from vitdomains.core.manifest import Manifest, read_manifest
 from vitdomains.core.predict import Predictor
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.process import has_fast_bf16, physical_cores, restart_with_tuned_allocator
 from vitdomains.core.runtimes import session
 from vitdomains.cxr.film import read_image

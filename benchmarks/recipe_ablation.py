@@ -30,14 +30,14 @@ from rich.table import Table
 from vitdomains.core import pipeline
 from vitdomains.core.backbones import build_model, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.cache import ImageCache
 from vitdomains.core.commands.probe import probe
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
-from vitdomains.core.dataset import ImageDataset, warm
+from vitdomains.core.data.dataset import ImageDataset, warm
+from vitdomains.core.data.image_cache import ImageCache
+from vitdomains.core.data.loading import batches
+from vitdomains.core.data.manifest import labels, subset
 from vitdomains.core.domain import domain_reader
-from vitdomains.core.loading import batches
-from vitdomains.core.manifest import labels, subset
 from vitdomains.core.predict import Predictor
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.tasks import build_task

@@ -21,7 +21,7 @@ from apps.shared.bundle_info import read_facts
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
-from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.cxr.phantom import PHANTOM_FINDINGS, make_phantoms
 
 MODEL, INPUT, PIXELS, DRAWN = "vit_small_patch16_384", 384, 1024, 64

@@ -66,7 +66,7 @@ class Engine:
 
     def prepared(self, path: str) -> tuple[NDArray[Any], tuple[int, int]]:
         """The model's input [C, h, w] in storage type, and the film's height and width."""
-        from vitdomains.core.preprocess import prepare
+        from vitdomains.core.data.preprocess import prepare
 
         image = self.predictor.read_image(path)
         made = prepare(image, self.predictor.bundle.preprocess)
@@ -102,7 +102,7 @@ class Engine:
         self._heats.drop_waiting(but=(item, finding, method))
 
     def _heat(self, path: str, finding: str, method: str) -> Picture:
-        from vitdomains.core.preprocess import geometry
+        from vitdomains.core.data.preprocess import geometry
 
         stacked, shape = self.prepared(path)
         values = self._model.heat(stacked, finding, method)

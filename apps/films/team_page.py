@@ -57,7 +57,7 @@ def _export(session: Session) -> None:
 
 
 def _manifest(session: Session) -> bytes:
-    from vitdomains.core.manifest import make_manifest, write_manifest
+    from vitdomains.core.data.manifest import make_manifest, write_manifest
 
     rows = session.worklist.table.drop_duplicates("item")
     unknown = pd.DataFrame(index=rows.index, columns=list(session.facts.classes), dtype="float32")

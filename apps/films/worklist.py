@@ -22,9 +22,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apps.films.engine import Engine
+from vitdomains.core.data.manifest import folder_manifest, read_manifest
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.manifest import folder_manifest, read_manifest
 
 logger = logging.getLogger(__name__)
 

@@ -57,7 +57,7 @@ class TileEngine:
 
     def prepared(self, extent: Extent) -> tuple[NDArray[Any], tuple[int, int]]:
         """The model's input [C, h, w] in storage type, and the tile's height and width."""
-        from vitdomains.core.preprocess import prepare
+        from vitdomains.core.data.preprocess import prepare
         from vitdomains.satellite.map import scene_spec
         from vitdomains.satellite.stack import read_scene
 
@@ -70,7 +70,7 @@ class TileEngine:
         return (made[None] if made.ndim == 2 else np.ascontiguousarray(made.transpose(2, 0, 1))), pixels.shape[:2]
 
     def _heat(self, extent: Extent, name: str, method: str) -> Picture:
-        from vitdomains.core.preprocess import geometry
+        from vitdomains.core.data.preprocess import geometry
 
         stored, shape = self.prepared(extent)
         made = heat_picture(

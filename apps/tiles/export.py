@@ -17,10 +17,10 @@ from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 
 from apps.tiles.session import TileSession
+from vitdomains.core.data.manifest import Manifest, make_manifest, write_manifest
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.inputs import files_of
 from vitdomains.core.geo.raster import describe_raster, read_window
-from vitdomains.core.manifest import Manifest, make_manifest, write_manifest
 from vitdomains.core.review_agreement import Rule, consensus, readings
 from vitdomains.core.review_export import SUBJECT, training_manifest
 from vitdomains.satellite.stack import resolution_of

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apps.shared.bundle_info import BundleFacts
+from vitdomains.core.data.tables import require_columns
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.addresses import is_remote, shown
 from vitdomains.core.geo.info import place
@@ -21,7 +22,6 @@ from vitdomains.core.geo.inputs import files_of, shown_path
 from vitdomains.core.geo.raster import RasterInfo
 from vitdomains.core.geo.styles import Labels, class_colours
 from vitdomains.core.geo.tiles_table import PLACE, classes_of
-from vitdomains.core.tables import require_columns
 
 SAMPLE = 1 << 20  # bytes at the start, the middle and the end of a scene by which it is known
 GREY = (128, 128, 128)

@@ -14,10 +14,10 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.export import to_onnx
 from vitdomains.core.export.portable import check_portable
 from vitdomains.core.export.wrap import EndToEnd
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.vit import vit
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "edge_predict.py"

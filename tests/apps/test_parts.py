@@ -28,9 +28,9 @@ from apps.viewer import film_picture, heat_picture
 from tests.apps.conftest import finish
 from tests.cxr.film_files import chest, dataset, save
 from tests.small_run import FINDINGS, SmallRun
+from vitdomains.core.data.preprocess import PreprocessSpec, geometry
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.predict import Predictor
-from vitdomains.core.preprocess import PreprocessSpec, geometry
 from vitdomains.core.review import Answer, Decision, ReviewError, ReviewStore
 from vitdomains.cxr.display import read_display
 from vitdomains.cxr.film import read_image

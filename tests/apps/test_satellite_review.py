@@ -24,9 +24,9 @@ from tests.apps.test_cxr_review import click, texts
 from tests.satellite.test_map import one_file_a_band, write_scene, write_tiny_bundle
 from tests.satellite.tile_files import write_raster
 from tests.small_map import CLASSES, SmallMap, small_map
+from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ImageError, ManifestError
 from vitdomains.core.geo.raster import describe_raster
-from vitdomains.core.manifest import read_manifest
 from vitdomains.core.review import Answer, Assignment, Decision, ReviewStore
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.map import map_command

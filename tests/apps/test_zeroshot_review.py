@@ -30,10 +30,10 @@ from vitdomains import satellite
 from vitdomains.core.bundle import file_sha256, read_bundle
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.yaml_file import read_yaml
+from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.geo.mapping import Means
 from vitdomains.core.geo.tiles_table import UNKNOWN
-from vitdomains.core.manifest import read_manifest
 from vitdomains.core.review import Answer, Decision, ReviewStore
 from vitdomains.zeroshot.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.plan import plan_tiles

@@ -13,9 +13,9 @@ from tests.core import toy
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Data, Model
-from vitdomains.core.dataset import ImageDataset
-from vitdomains.core.manifest import subset
-from vitdomains.core.preprocess import PreprocessSpec, normalise
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.manifest import subset
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 
 MODEL = Model(name="vit:Ti/8", channels=1, options={"depth": 2})
 SPEC = PreprocessSpec(toy.SIZE, toy.SIZE, "letterbox", 1, (0.3,), (0.2,))

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitdomains.core.active import k_centre, queue
+from vitdomains.core.data.selection import k_centre, queue
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.core.geo.tiles_table import tile_table
 

@@ -1,4 +1,4 @@
-"""core/augment.py: policies keep shape, type and determinism; symmetries are the eight; mixing agrees with hand computation."""
+"""core/data/augment.py: policies keep shape, type and determinism; symmetries are the eight; mixing agrees with hand computation."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vitdomains.core.augment import POLICIES, Augmenter, BandJitter, build_augment, cut_box, mix
 from vitdomains.core.config.schema import Recipe
+from vitdomains.core.data.augment import POLICIES, Augmenter, BandJitter, build_augment, cut_box, mix
 from vitdomains.core.errors import ConfigError
 
 RECIPES = [

@@ -22,9 +22,9 @@ from vitdomains.bench.timing import environment, interleave, machine, rounds, su
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, update_bundle, write_bundle
 from vitdomains.core.config.schema import Model
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.plots import render
-from vitdomains.core.preprocess import PreprocessSpec
 
 SUBJECT = Subject("small", "timm:mobilenetv3_small_050", 32, 32)
 REPEATS = 3

@@ -12,12 +12,12 @@ import pytest
 
 from tests.core import toy
 from vitdomains.core import pipeline
-from vitdomains.core.cache import ImageCache
 from vitdomains.core.config.schema import Config, Data, Model
 from vitdomains.core.config.validate import validate
+from vitdomains.core.data.image_cache import ImageCache
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import domain_reader, task_kind
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(8, 8, "squash", 2, (0.0, 0.0), (1.0, 1.0), "float32")
 

@@ -1,4 +1,4 @@
-"""core/dataset.py, core/loading.py and core/cache.py: the same samples whatever the workers, and a cache that survives."""
+"""core/data/dataset.py, core/data/loading.py and core/data/image_cache.py: the same samples whatever the workers, and a cache that survives."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import pandas as pd
 import pytest
 import torch
 
-from vitdomains.core.augment import build_augment
 from vitdomains.core.config.schema import Recipe
+from vitdomains.core.data.augment import build_augment
+from vitdomains.core.data.loading import ImageCache, ImageDataset, batches, plan, warm
+from vitdomains.core.data.manifest import Manifest
+from vitdomains.core.data.preprocess import PreprocessSpec, prepare
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.loading import ImageCache, ImageDataset, batches, plan, warm
-from vitdomains.core.manifest import Manifest
-from vitdomains.core.preprocess import PreprocessSpec, prepare
 
 SPEC = PreprocessSpec(48, 48, "letterbox", 3, (0.5,), (0.25,))
 
@@ -295,7 +295,7 @@ def write_for_ever(folder: Path, start: int, ready) -> None:
 
 def test_kill_9_while_two_processes_write_leaves_only_right_pixels(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vitdomains.core.loading", "vitdomains.core.augment"])
+    context.set_forkserver_preload(["vitdomains.core.data.loading", "vitdomains.core.data.augment"])
     folder = tmp_path / "cache"
     for start in (0, 5000, 10_000):
         ready = [context.Event(), context.Event()]

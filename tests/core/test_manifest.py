@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import (
+from vitdomains.core.data.manifest import (
     Manifest,
     check_splits,
     folder_manifest,
@@ -29,6 +28,7 @@ from vitdomains.core.manifest import (
     with_split,
     write_manifest,
 )
+from vitdomains.core.errors import ManifestError
 
 
 def build(folder: Path, n: int = 6, *, name: str = "made", touch: bool = True) -> Manifest:

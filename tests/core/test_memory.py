@@ -13,8 +13,8 @@ from vitdomains.core import memory
 from vitdomains.core.backbones import build_model
 from vitdomains.core.commands import cli
 from vitdomains.core.config.schema import Config, Model, Recipe, Run
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.memory import free_memory, measured_memory, training_memory
-from vitdomains.core.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(96, 96, "squash", 3, (0.5,), (0.5,))
 CONFIG = Config(

@@ -1,4 +1,4 @@
-"""Sizes, geometry, rounding and normalisation of core/preprocess.py."""
+"""Sizes, geometry, rounding and normalisation of core/data/preprocess.py."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitdomains.core.data.preprocess import PreprocessSpec, geometry, normalise, prepare, resized_spec
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.preprocess import PreprocessSpec, geometry, normalise, prepare, resized_spec
 
 
 def spec(resize="letterbox", height=64, width=64, channels=1, mean=(0.5,), std=(0.25,), **rest):

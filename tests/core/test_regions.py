@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from tests.core import toy
-from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import build_model
-from vitdomains.core.cache import ImageCache
 from vitdomains.core.config.parse import validate
 from vitdomains.core.config.schema import Config, Model, Recipe
-from vitdomains.core.dataset import ImageDataset, cell_labels
+from vitdomains.core.data.augment import build_augment
+from vitdomains.core.data.dataset import ImageDataset, cell_labels
+from vitdomains.core.data.image_cache import ImageCache
+from vitdomains.core.data.manifest import subset
+from vitdomains.core.data.preprocess import PreprocessSpec, prepare, prepare_bits
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.manifest import subset
-from vitdomains.core.preprocess import PreprocessSpec, prepare, prepare_bits
 from vitdomains.core.recipe import region_loss
 from vitdomains.core.tasks import build_task
 from vitdomains.core.train import fit

@@ -11,8 +11,8 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from vitdomains.core.data.preprocess import PreprocessSpec, prepare
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.preprocess import PreprocessSpec, prepare
 
 
 def spec(resize: str = "crop", resample: str = "bicubic", storage: str = "uint8") -> PreprocessSpec:

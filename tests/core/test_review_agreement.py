@@ -11,8 +11,8 @@ import pytest
 
 from tests.core.toy import DOMAIN
 from vitdomains.core.bundle import file_sha256
+from vitdomains.core.data.manifest import labels, make_manifest, read_manifest, write_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import labels, make_manifest, read_manifest, write_manifest
 from vitdomains.core.review import Answer, Decision, ReviewError, ReviewStore
 from vitdomains.core.review_agreement import (
     agreement,

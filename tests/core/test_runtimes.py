@@ -18,10 +18,10 @@ from torch import nn
 
 from tests.core import toy
 from vitdomains.core.bundle import Bundle
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import BundleError, ConfigError, ExportError
 from vitdomains.core.export.job import Exported
 from vitdomains.core.predict import Predictor, ahead, normalised
-from vitdomains.core.preprocess import PreprocessSpec, normalise
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.core.runtime_choice import Way, cache_folder, possible_ways
 from vitdomains.core.runtimes import in_bf16, session

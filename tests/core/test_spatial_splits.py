@@ -8,9 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.manifest import Manifest, check_splits, make_manifest, subset
-from vitdomains.core.spatial_splits import (
+from vitdomains.core.data.manifest import Manifest, check_splits, make_manifest, subset
+from vitdomains.core.data.spatial_splits import (
     EARTH_RADIUS,
     block_split,
     blocks,
@@ -19,7 +18,8 @@ from vitdomains.core.spatial_splits import (
     nearness,
     points,
 )
-from vitdomains.core.splits import grouped_split
+from vitdomains.core.data.splits import grouped_split
+from vitdomains.core.errors import ConfigError, ManifestError
 
 STEP = 640.0  # metres between tiles
 

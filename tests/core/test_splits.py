@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vitdomains.core.data.leakage import near_duplicates, thumbnail
+from vitdomains.core.data.manifest import Manifest, check_splits, labels, make_manifest, take, with_split
+from vitdomains.core.data.splits import audit, grouped_folds, grouped_split, part_sizes, stratify
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.leakage import near_duplicates, thumbnail
-from vitdomains.core.manifest import Manifest, check_splits, labels, make_manifest, take, with_split
-from vitdomains.core.splits import audit, grouped_folds, grouped_split, part_sizes, stratify
 
 
 def films(groups: list[str], targets: np.ndarray, splits: list[str] | None = None) -> Manifest:
@@ -168,7 +168,7 @@ def test_pictures_without_contrast_match_nothing() -> None:
 
 
 def test_near_duplicates_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdomains.core.leakage._BLOCK", 4)
+    monkeypatch.setattr("vitdomains.core.data.leakage._BLOCK", 4)
     images = scenes(11)
     images[10] = images[1]
     assert [(a, b) for a, b, *_ in near_duplicates(images)] == [(1, 10)]

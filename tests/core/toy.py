@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run
+from vitdomains.core.data.manifest import Manifest, make_manifest, validate
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ImageError
-from vitdomains.core.manifest import Manifest, make_manifest, validate
 
 CLASSES = ("left", "right")
 SIZE = 32

@@ -15,8 +15,8 @@ import pandas as pd
 import pydicom
 import pytest
 
+from vitdomains.core.data.manifest import labels, read_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import labels, read_manifest
 from vitdomains.cxr import phantom
 from vitdomains.cxr.phantom_anatomy import Geometry, Scene, draw_geometry
 from vitdomains.cxr.phantom_cohort import (

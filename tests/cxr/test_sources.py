@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from vitdomains.core.config.schema import Data, Source
+from vitdomains.core.data.manifest import Manifest, labels, make_manifest, write_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import Manifest, labels, make_manifest, write_manifest
 from vitdomains.cxr import sources
 from vitdomains.cxr.sources import boxes, build_manifest
 

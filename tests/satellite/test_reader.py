@@ -11,12 +11,12 @@ import pytest
 
 from tests.satellite.tile_files import write_picture, write_raster
 from vitdomains.core.config.schema import Config, Data, Model
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.manifest import make_manifest
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.domain import domain_reader
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.manifest import make_manifest
 from vitdomains.core.pipeline import preprocess_spec
-from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.reader import read_image, read_pixels, reader, window_reader
 from vitdomains.satellite.sensors import sensor_named

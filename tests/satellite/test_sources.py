@@ -13,8 +13,8 @@ import pytest
 
 from tests.satellite.tile_files import write_picture, write_raster
 from vitdomains.core.config.schema import Data, Source
+from vitdomains.core.data.manifest import labels, subset
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import labels, subset
 from vitdomains.satellite.bigearthnet import CLASSES_19, CLASSES_43
 from vitdomains.satellite.folders import LAYOUTS
 from vitdomains.satellite.sources import SOURCES, build_manifest

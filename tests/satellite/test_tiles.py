@@ -13,8 +13,8 @@ from rasterio.warp import transform
 from shapely.geometry import Point, box
 
 from tests.satellite.tile_files import UTM, write_raster
+from vitdomains.core.data.manifest import labels, read_manifest
 from vitdomains.core.errors import ConfigError, ImageError, ManifestError
-from vitdomains.core.manifest import labels, read_manifest
 from vitdomains.satellite.tiles import TileRules, cut_tiles
 
 SIDE = 64  # pixels of the scene, 10 m each

@@ -17,8 +17,8 @@ from vitdomains import satellite
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.commands import cli
 from vitdomains.core.config.parse import parse_config
+from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.manifest import read_manifest
 from vitdomains.core.terminal import console
 from vitdomains.satellite.map import map_command
 from vitdomains.zeroshot import DOMAIN

@@ -10,8 +10,8 @@ import pytest
 
 from tests.zeroshot.tiny import write_tiles
 from vitdomains.core.config.schema import Data
+from vitdomains.core.data.manifest import labels
 from vitdomains.core.errors import ImageError, ManifestError
-from vitdomains.core.manifest import labels
 from vitdomains.zeroshot.plan import plan_tiles, tile_keys
 from vitdomains.zeroshot.prompts import make_prompts
 from vitdomains.zeroshot.reader import read_image

@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from vitdomains.core.config.schema import Config, Data
-from vitdomains.core.dataset import ReadRegions
-from vitdomains.core.manifest import Manifest
-from vitdomains.core.preprocess import PreprocessSpec
+from vitdomains.core.data.dataset import ReadRegions
+from vitdomains.core.data.manifest import Manifest
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.tasks import Kind
 
 ReadImage = Callable[[str | Path], np.ndarray]

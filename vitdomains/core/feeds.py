@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from vitdomains.core.config.schema import Config
-from vitdomains.core.dataset import Batch, ImageDataset
+from vitdomains.core.data.dataset import Batch, ImageDataset
+from vitdomains.core.data.loading import batches
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.features import split_frozen
-from vitdomains.core.loading import batches
-from vitdomains.core.preprocess import PreprocessSpec, normalise
 from vitdomains.core.tokens import Tokens, stored_view
 
 Forward = Callable[[Tensor], Tensor]

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from vitdomains.core.dataset import Batch
+from vitdomains.core.data.dataset import Batch
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.feeds import Forward
 from vitdomains.core.tasks import Task

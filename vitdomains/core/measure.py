@@ -14,12 +14,12 @@ from torch import nn
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.calibrate import choose_thresholds, fit_temperature
 from vitdomains.core.config.schema import Config
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.loading import batches
+from vitdomains.core.data.manifest import labels
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.evaluate import evaluate
 from vitdomains.core.floors import floors, thumbnail
-from vitdomains.core.loading import batches
-from vitdomains.core.manifest import labels
 from vitdomains.core.predict import Predictor
 from vitdomains.core.tasks import Kind
 

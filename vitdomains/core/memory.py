@@ -33,8 +33,8 @@ from torch.utils._pytree import tree_leaves
 from vitdomains.core import recipe as recipes
 from vitdomains.core.backbones import build_model
 from vitdomains.core.config.schema import Config
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise, resized_spec
 from vitdomains.core.features import split_frozen
-from vitdomains.core.preprocess import PreprocessSpec, normalise, resized_spec
 from vitdomains.core.process import physical_cores
 from vitdomains.core.session import precision
 from vitdomains.core.vit import vit

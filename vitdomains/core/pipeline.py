@@ -20,23 +20,23 @@ import pandas as pd
 import torch
 
 from vitdomains.core import cards
-from vitdomains.core.augment import build_augment
 from vitdomains.core.backbones import ModelInfo, build_model, default_mean_std, describe, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.cache import ImageCache
 from vitdomains.core.config.schema import Config, Data
 from vitdomains.core.config.warnings import lint
-from vitdomains.core.dataset import ImageDataset, warm
+from vitdomains.core.data.augment import build_augment
+from vitdomains.core.data.dataset import ImageDataset, warm
+from vitdomains.core.data.image_cache import ImageCache
+from vitdomains.core.data.manifest import Manifest, labels, manifest_hash, select_classes, subset, take
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.evaluate import summary
 from vitdomains.core.explain.show import example_pictures
 from vitdomains.core.files import write_text
-from vitdomains.core.manifest import Manifest, labels, manifest_hash, select_classes, subset, take
 from vitdomains.core.measure import OnProgress, calibrated, floor_table, measure
 from vitdomains.core.memory import training_memory
 from vitdomains.core.predict import Predictor
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.process import helps_another, physical_cores
 from vitdomains.core.report import write_report
 from vitdomains.core.tasks import build_task

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from vitdomains.core.data.manifest import Manifest, take
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.manifest import Manifest, take
 from vitdomains.core.review import ReviewStore, parse_answers
 from vitdomains.core.review_agreement import ABSENT, PRESENT, Rule, consensus, readings, resolved
 from vitdomains.core.review_schema import ReviewError

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitdomains.core.cache import file_key
 from vitdomains.core.config.schema import Config
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.image_cache import file_key
+from vitdomains.core.data.loading import batches
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.files import write_text
-from vitdomains.core.loading import batches
-from vitdomains.core.preprocess import PreprocessSpec, normalise
 from vitdomains.core.process import has_fast_bf16
 
 logger = logging.getLogger(__name__)

@@ -190,7 +190,7 @@ def mask_boxes(mask: NDArray[np.bool_], share: float = 0.08) -> list[dict[str, i
 
 def _write_tables(folder: Path, table: pd.DataFrame, boxes: list[Row]) -> None:
     # Imported here: worker processes draw and need no tables.
-    from vitdomains.core.manifest import Manifest, write_manifest
+    from vitdomains.core.data.manifest import Manifest, write_manifest
 
     for name in PHANTOM_FINDINGS:
         if f"severity_{name}" not in table:

@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from vitdomains.core.config.schema import Source
+from vitdomains.core.data.manifest import Manifest, make_manifest
+from vitdomains.core.data.tables import find_file, label_columns, read_table, require_columns
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import Manifest, make_manifest
-from vitdomains.core.tables import find_file, label_columns, read_table, require_columns
 from vitdomains.cxr import labels, vocabularies
 from vitdomains.cxr.source_tables import image_folders, locate, patient_columns, size_columns
 

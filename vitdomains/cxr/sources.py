@@ -14,10 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core import checks
-from vitdomains.core.assembly import complete_splits, keep_rows, limited, source_root
 from vitdomains.core.config.schema import Data, Source
-from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import (
+from vitdomains.core.data.manifest import (
     LABEL_PREFIX,
     Manifest,
     make_manifest,
@@ -28,8 +26,10 @@ from vitdomains.core.manifest import (
     validate,
     with_split,
 )
-from vitdomains.core.manifest import labels as targets_of
-from vitdomains.core.tables import label_columns, read_table, require_columns
+from vitdomains.core.data.manifest import labels as targets_of
+from vitdomains.core.data.sources import complete_splits, keep_rows, limited, source_root
+from vitdomains.core.data.tables import label_columns, read_table, require_columns
+from vitdomains.core.errors import ManifestError
 from vitdomains.cxr import labels, publishers
 from vitdomains.cxr.publishers import boxes
 from vitdomains.cxr.source_tables import patient_columns

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.config.schema import Source
+from vitdomains.core.data.manifest import Manifest, make_manifest
+from vitdomains.core.data.tables import require_columns
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import Manifest, make_manifest
-from vitdomains.core.tables import require_columns
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from vitdomains.core.config.schema import Source
+from vitdomains.core.data.manifest import Manifest, make_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import Manifest, make_manifest
 from vitdomains.satellite.positions import LONGITUDE_COLUMN
 
 log = logging.getLogger(__name__)

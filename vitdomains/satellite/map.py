@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitdomains.core.bundle import Bundle, read_bundle
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError
 from vitdomains.core.geo.addresses import is_remote, shown
@@ -24,7 +25,6 @@ from vitdomains.core.geo.stac import Product, map_item, model_item, write_item
 from vitdomains.core.geo.styles import Labels
 from vitdomains.core.geo.tiles_table import READ_AS
 from vitdomains.core.predict import Predictor
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.runtime_choice import PRECISIONS
 from vitdomains.core.runtimes import RUNTIMES
 from vitdomains.core.shards import Executor

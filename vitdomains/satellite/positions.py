@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.warp import transform
 
-from vitdomains.core.assembly import complete_splits
 from vitdomains.core.config.schema import Data
+from vitdomains.core.data.manifest import SPLITS, Manifest, with_split
+from vitdomains.core.data.sources import complete_splits
+from vitdomains.core.data.spatial_splits import block_split, located, longitude_split, nearness
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.raster import open_raster
-from vitdomains.core.manifest import SPLITS, Manifest, with_split
-from vitdomains.core.spatial_splits import block_split, located, longitude_split, nearness
 
 log = logging.getLogger(__name__)
 

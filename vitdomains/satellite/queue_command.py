@@ -11,17 +11,17 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from vitdomains.core.active import CHOICES, queue
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
 from vitdomains.core.commands.probe import headless
+from vitdomains.core.data.manifest import folder_manifest, read_manifest
+from vitdomains.core.data.preprocess import normalise, prepare
+from vitdomains.core.data.selection import CHOICES, queue
+from vitdomains.core.data.tables import require_columns
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, ManifestError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.tiles_table import PLACE, tile_table
-from vitdomains.core.manifest import folder_manifest, read_manifest
 from vitdomains.core.predict import Predictor
-from vitdomains.core.preprocess import normalise, prepare
-from vitdomains.core.tables import require_columns
 from vitdomains.core.terminal import OnProgress, console, shown_progress
 from vitdomains.satellite.reader import read_image, read_pixels
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from vitdomains.core import checks
-from vitdomains.core.assembly import keep_rows, limited, source_root
 from vitdomains.core.config.schema import Data, Source
+from vitdomains.core.data.manifest import Manifest, labels, merge, select_classes, take, validate, with_split
+from vitdomains.core.data.sources import keep_rows, limited, source_root
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import Manifest, labels, merge, select_classes, take, validate, with_split
 from vitdomains.core.suggest import nearest
 from vitdomains.satellite import bigearthnet
 from vitdomains.satellite.folders import LAYOUTS, folders, release

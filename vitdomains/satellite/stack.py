@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.inputs import files_of
 from vitdomains.core.geo.raster import Extent, RasterInfo, describe_raster
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.satellite.reader import read_pixels
 
 _SAME = 0.5

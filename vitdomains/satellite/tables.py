@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.config.schema import Source
+from vitdomains.core.data.manifest import LABEL_PREFIX, Manifest, make_manifest, read_manifest
+from vitdomains.core.data.tables import label_columns, read_table, require_columns
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import LABEL_PREFIX, Manifest, make_manifest, read_manifest
-from vitdomains.core.tables import label_columns, read_table, require_columns
 
 _FIXED = ("id", "path", "group", "split", "labels")
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from rich.table import Table
 
 from vitdomains.core.config.yaml_file import read_yaml
+from vitdomains.core.data.manifest import labels
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.manifest import labels
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.satellite.tiles import MANIFEST, TileRules, cut_tiles
 

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdomains.core.checkpoint import load_state, save_state
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import TrainingError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.image_tower import ImageTower
-from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.shards import OnProgress
 from vitdomains.zeroshot.align_data import Pairs
 from vitdomains.zeroshot.contrastive import LOSSES, Encode, Loss, backward

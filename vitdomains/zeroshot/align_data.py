@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.config.schema import Source
+from vitdomains.core.data.manifest import labels
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import labels
 from vitdomains.zeroshot.prompts import PromptSet, make_prompts
 from vitdomains.zeroshot.sources import folders
 

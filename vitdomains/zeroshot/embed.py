@@ -22,11 +22,11 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ImageError, WeightsError
 from vitdomains.core.executors import Work
 from vitdomains.core.geo.scene import Strip, strips
 from vitdomains.core.image_tower import ImageTower
-from vitdomains.core.preprocess import normalise, prepare
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings import About
 from vitdomains.zeroshot.reader import read_image, read_pixels

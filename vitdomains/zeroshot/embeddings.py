@@ -22,11 +22,11 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.executors import MakeWorker
 from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.geo.mapping import Means
-from vitdomains.core.preprocess import PreprocessSpec
 from vitdomains.core.shards import OnProgress, iter_shards, plan_shards, run_shards, verify_shards
 from vitdomains.zeroshot.plan import KEY_DIGITS
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vitdomains.core.data.manifest import folder_manifest
 from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.grid import plan_table
 from vitdomains.core.geo.mapping import Tiling, open_scene
 from vitdomains.core.geo.raster import describe_raster
 from vitdomains.core.geo.tiles_table import PLACE
 from vitdomains.core.geo.vectors import Georeference
-from vitdomains.core.manifest import folder_manifest
 
 EXTENSIONS = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KEY_DIGITS = 32

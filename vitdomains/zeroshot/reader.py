@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import ReadImage
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.geo.raster import Extent, RasterInfo, describe_raster, read_window
-from vitdomains.core.preprocess import PreprocessSpec
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

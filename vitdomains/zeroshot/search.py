@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.zeroshot.embeddings import Index
 from vitdomains.zeroshot.prompts import class_embeddings, make_prompts
 from vitdomains.zeroshot.reader import read_image

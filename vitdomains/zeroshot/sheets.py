@@ -12,9 +12,9 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image, ImageDraw
 
+from vitdomains.core.data.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.zeroshot.reader import read_image, read_pixels
 
 SIDE = 112

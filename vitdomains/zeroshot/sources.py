@@ -10,11 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.assembly import complete_splits, keep_rows, limited, source_root
 from vitdomains.core.config.schema import Data, Source
-from vitdomains.core.errors import ManifestError
-from vitdomains.core.geo.tiles_table import PLACE
-from vitdomains.core.manifest import (
+from vitdomains.core.data.manifest import (
     Manifest,
     folder_manifest,
     labels,
@@ -25,6 +22,9 @@ from vitdomains.core.manifest import (
     take,
     validate,
 )
+from vitdomains.core.data.sources import complete_splits, keep_rows, limited, source_root
+from vitdomains.core.errors import ManifestError
+from vitdomains.core.geo.tiles_table import PLACE
 from vitdomains.zeroshot.plan import EXTENSIONS, TilePlan
 from vitdomains.zeroshot.prompts import PromptSet, matching_class, plain
 

@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitdomains.core.data.preprocess import PreprocessSpec, Resample, normalise, prepare
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.image_tower import ImageTower
-from vitdomains.core.preprocess import PreprocessSpec, Resample, normalise, prepare
 from vitdomains.zeroshot.reader import read_image
 
 logger = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import explain_assess as table
+from vitdomains.core.data.preprocess import PreprocessSpec, geometry
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import faithfulness as faith
 from vitdomains.core.explain.maps import heatmaps, unit_range
-from vitdomains.core.preprocess import PreprocessSpec, geometry
 from vitdomains.core.vit import vit
 
 SIDE = 32

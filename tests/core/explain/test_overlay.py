@@ -12,9 +12,9 @@ import pytest
 import rasterio
 from affine import Affine
 
+from vitdomains.core.data.preprocess import PreprocessSpec, geometry, prepare
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import files, overlay
-from vitdomains.core.preprocess import PreprocessSpec, geometry, prepare
 
 
 def square(shape: tuple[int, int], top: int, left: int, side: int) -> np.ndarray:

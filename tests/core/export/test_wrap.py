@@ -12,10 +12,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.onnx import to_onnx
 from vitdomains.core.export.wrap import EndToEnd
-from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.runtimes import session
 from vitdomains.core.tasks import build_task
 

@@ -13,6 +13,7 @@ from affine import Affine
 
 from tests.core.geo.bright import CLASSES, bundle, read_pixels, worker
 from tests.core.geo.rasters import write
+from vitdomains.core.data.preprocess import PreprocessSpec, prepare
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.grid import make_grid
 from vitdomains.core.geo.mapping import Means, Tiling, draw, label_scenes, open_scene
@@ -29,7 +30,6 @@ from vitdomains.core.geo.scene import (
 )
 from vitdomains.core.geo.styles import Labels
 from vitdomains.core.predict import Predictor
-from vitdomains.core.preprocess import PreprocessSpec, prepare
 
 TILE, STEP = 16, 8
 PLACES = {

@@ -13,13 +13,13 @@ import numpy as np
 
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
+from vitdomains.core.data.leakage import SIDE, audit, thumbnail
+from vitdomains.core.data.manifest import Manifest
+from vitdomains.core.data.spatial_splits import nearness
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_text
-from vitdomains.core.leakage import SIDE, audit, thumbnail
-from vitdomains.core.manifest import Manifest
 from vitdomains.core.pipeline import preprocess_spec
-from vitdomains.core.spatial_splits import nearness
 from vitdomains.core.terminal import console, messages, shown_progress
 
 _SHOWN = 10

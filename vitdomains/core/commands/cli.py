@@ -19,13 +19,13 @@ from vitdomains.core.commands.audit import command as audit_command
 from vitdomains.core.commands.probe import probe_command
 from vitdomains.core.config.parse import config_from_dict, parse_config, take_overrides
 from vitdomains.core.config.schema import Config
+from vitdomains.core.data.manifest import folder_manifest
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.evaluate import headline, summary
 from vitdomains.core.explain import METHODS
 from vitdomains.core.explain.show import WRITTEN, explain_file, faithfulness_text, write_explained
 from vitdomains.core.export.command import export
-from vitdomains.core.manifest import folder_manifest
 from vitdomains.core.memory import free_memory, measured_memory
 from vitdomains.core.predict import Predictor
 from vitdomains.core.process import helps_another, restart_with_tuned_allocator

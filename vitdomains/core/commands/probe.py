@@ -25,18 +25,18 @@ from torch import nn
 from vitdomains.core import pipeline
 from vitdomains.core.backbones import TransformersClassifier, build_model, describe
 from vitdomains.core.bootstrap import Draws, draw, estimate, replicate
-from vitdomains.core.cache import ImageCache
 from vitdomains.core.config.parse import parse_config, take_overrides
 from vitdomains.core.config.schema import Config
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.image_cache import ImageCache
+from vitdomains.core.data.loading import batches
+from vitdomains.core.data.manifest import Manifest, subset
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.domain import Domain, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.files import write_text
 from vitdomains.core.floors import METRICS, logistic_scores
-from vitdomains.core.loading import batches
-from vitdomains.core.manifest import Manifest, subset
 from vitdomains.core.measure import OnProgress
-from vitdomains.core.preprocess import PreprocessSpec, normalise
 from vitdomains.core.process import has_fast_bf16, physical_cores
 from vitdomains.core.tasks import Kind
 from vitdomains.core.terminal import console, shown_progress

@@ -12,10 +12,11 @@ from rich.table import Table
 
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import Bundle, read_bundle
-from vitdomains.core.cache import ImageCache
 from vitdomains.core.config.parse import config_from_dict, parse_config, take_overrides
 from vitdomains.core.config.schema import Config
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.image_cache import ImageCache
+from vitdomains.core.data.manifest import select_classes, subset
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ExportError, ManifestError
 from vitdomains.core.export.formats import FORMATS
@@ -24,7 +25,6 @@ from vitdomains.core.export.int8 import Calibration
 from vitdomains.core.export.job import Exported, export_bundle
 from vitdomains.core.export.onnx import OPSET
 from vitdomains.core.export.workbench import Options
-from vitdomains.core.manifest import select_classes, subset
 from vitdomains.core.terminal import OnProgress, console, shown_progress
 
 USAGE = "BUNDLE --formats onnx,openvino,int8 [--with_preprocessing] [--data.KEY VALUE ...]"

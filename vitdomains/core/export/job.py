@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from vitdomains.core.bundle import WEIGHTS, Bundle, load_model, update_bundle
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.formats import BF16_TOLERANCE, FORMATS, chosen_formats, refuse_impossible
 from vitdomains.core.export.gates import Check, check

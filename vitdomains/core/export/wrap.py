@@ -13,8 +13,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ExportError
-from vitdomains.core.preprocess import PreprocessSpec, normalise
 from vitdomains.core.tasks import Kind
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vitdomains.core.bundle import Bundle
-from vitdomains.core.dataset import ImageDataset
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.loading import batches
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.export.gates import BATCHES, Yardstick
 from vitdomains.core.export.wrap import EndToEnd
-from vitdomains.core.loading import batches
 from vitdomains.core.measure import OnProgress
-from vitdomains.core.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.runtimes import session
 
 

@@ -20,11 +20,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from vitdomains.core.data.preprocess import PreprocessSpec, prepare, resized_spec
 from vitdomains.core.errors import ImageError
 from vitdomains.core.executors import Work
 from vitdomains.core.geo.tiles_table import tile_table
 from vitdomains.core.predict import Predictor, batched
-from vitdomains.core.preprocess import PreprocessSpec, prepare, resized_spec
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

@@ -107,7 +107,9 @@ def _model_properties(bundle: Bundle) -> MLModelProperties:
         ),
         value_scaling=list(scaled),
         resize_type="interpolation-area",
-        pre_processing_function=ProcessingExpression(format="python", expression="vitdomains.core.preprocess:prepare"),
+        pre_processing_function=ProcessingExpression(
+            format="python", expression="vitdomains.core.data.preprocess:prepare"
+        ),
     )
     classes = [MLMClassification(value=i, name=slug(name), description=name) for i, name in enumerate(bundle.classes)]
     given = ModelOutput(

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
+from vitdomains.core.data.manifest import Manifest, take, with_split
+from vitdomains.core.data.splits import grouped_split
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.manifest import Manifest, take, with_split
-from vitdomains.core.splits import grouped_split
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from vitdomains.core.data.leakage import audit
+from vitdomains.core.data.manifest import Manifest, labels, with_split
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.leakage import audit
-from vitdomains.core.manifest import Manifest, labels, with_split
 
 __all__ = ["audit", "grouped_folds", "grouped_split", "stratify"]
 

@@ -23,8 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from vitdomains.core.data.preprocess import Array, PreprocessSpec
 from vitdomains.core.errors import ImageError
-from vitdomains.core.preprocess import Array, PreprocessSpec
 
 logger = logging.getLogger(__name__)
 

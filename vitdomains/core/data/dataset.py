@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vitdomains.core.cache import ImageCache, file_key
+from vitdomains.core.data.image_cache import ImageCache, file_key
+from vitdomains.core.data.manifest import Manifest, labels
+from vitdomains.core.data.preprocess import Array, PreprocessSpec, prepare, prepare_bits, resize_array, resized_spec
 from vitdomains.core.errors import ImageError, VitDomainsError
-from vitdomains.core.manifest import Manifest, labels
-from vitdomains.core.preprocess import Array, PreprocessSpec, prepare, prepare_bits, resize_array, resized_spec
 
 ReadImage = Callable[[str], Array]
 ReadRegions = Callable[[str], Mapping[str, npt.NDArray[np.bool_]]]

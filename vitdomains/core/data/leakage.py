@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from vitdomains.core.data.manifest import Manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import Manifest
 
 SIDE = 32
 _BLOCK = 2048

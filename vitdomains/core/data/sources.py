@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from vitdomains.core.config.schema import Data, Source
+from vitdomains.core.data.manifest import Manifest, check_splits, take, with_split
+from vitdomains.core.data.splits import grouped_split
+from vitdomains.core.data.tables import require_columns
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.manifest import Manifest, check_splits, take, with_split
-from vitdomains.core.splits import grouped_split
-from vitdomains.core.tables import require_columns
 
 
 def source_root(source: Source, data: Data) -> Path:

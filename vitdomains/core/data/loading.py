@@ -19,8 +19,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vitdomains.core.cache import ImageCache
-from vitdomains.core.dataset import ORDER, Batch, ImageDataset, Sample, collate, stream, warm
+from vitdomains.core.data.dataset import ORDER, Batch, ImageDataset, Sample, collate, stream, warm
+from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.errors import ConfigError, ImageError
 
 __all__ = ["Batch", "ImageCache", "ImageDataset", "batches", "plan", "warm"]
@@ -197,7 +197,7 @@ def _from_processes(
     # so that the workers of later epochs start at once.
     context = multiprocessing.get_context("forkserver" if os.name == "posix" else "spawn")
     if os.name == "posix":
-        context.set_forkserver_preload([__name__, "vitdomains.core.augment"])
+        context.set_forkserver_preload([__name__, "vitdomains.core.data.augment"])
     loader: DataLoader[Sample | ImageError] = DataLoader(
         view,
         batch_sampler=[rows.tolist() for rows in todo],

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from vitdomains.core.config.schema import Recipe
+from vitdomains.core.data.preprocess import Array, Storage
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.preprocess import Array, Storage
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # it would ask the package index for its newest version
 import albumentations as A

@@ -1,0 +1,1 @@
+"""From files to batches: manifests, splits, preprocessing, augmentation, data sets, loading."""
