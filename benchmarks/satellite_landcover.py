@@ -36,12 +36,12 @@ from vitdomains.core.config.schema import Config, Source
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.data.manifest import Manifest, labels, subset
 from vitdomains.core.data.spatial_splits import nearness
-from vitdomains.core.evaluate import evaluate
+from vitdomains.core.evaluation.evaluate import evaluate
+from vitdomains.core.evaluation.plots import render
+from vitdomains.core.evaluation.report import write_report
 from vitdomains.core.explain.overlay import composite
 from vitdomains.core.geo.raster import describe_raster, read_window
 from vitdomains.core.geo.styles import Labels, class_colours
-from vitdomains.core.plots import render
-from vitdomains.core.report import write_report
 from vitdomains.core.terminal import set_up_logging, shown_progress
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.map import map_command

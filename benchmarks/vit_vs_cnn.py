@@ -27,7 +27,7 @@ from rich.console import Console
 from vitdomains.bench.cases import Case, make_cases, named_subject
 from vitdomains.bench.run import Options, bench
 from vitdomains.bench.tables import accuracy_plot, drawn, markdown, pivot
-from vitdomains.core.plots import render
+from vitdomains.core.evaluation.plots import render
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.core.terminal import set_up_logging, shown_progress
 

@@ -24,7 +24,7 @@ from vitdomains.core.bundle import Bundle, update_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.plots import render
+from vitdomains.core.evaluation.plots import render
 
 SUBJECT = Subject("small", "timm:mobilenetv3_small_050", 32, 32)
 REPEATS = 3

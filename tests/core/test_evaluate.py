@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
-from vitdomains.core import plots
 from vitdomains.core.errors import VitDomainsError
-from vitdomains.core.evaluate import evaluate, headline, predictions_table, terminal_table, write_report
+from vitdomains.core.evaluation import plots
+from vitdomains.core.evaluation.evaluate import evaluate, headline, predictions_table, terminal_table, write_report
 from vitdomains.core.metrics import BINARY_METRICS
 
 NASTY = "<b>Mass</b> & $x_1$ [red]"

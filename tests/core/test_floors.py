@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vitdomains.core import metrics
-from vitdomains.core.floors import floors, thumbnail
+from vitdomains.core.evaluation.baselines import floors, thumbnail
 
 
 def sample(n, seed):

@@ -13,7 +13,7 @@ from rich import box
 from rich.table import Table
 
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.plots import ACCENT, FAINT, LINE
+from vitdomains.core.evaluation.plots import ACCENT, FAINT, LINE
 
 Row = Mapping[str, Any]
 

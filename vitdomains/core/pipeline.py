@@ -19,7 +19,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from vitdomains.core import cards
 from vitdomains.core.backbones import ModelInfo, build_model, default_mean_std, describe, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Config, Data
@@ -31,14 +30,15 @@ from vitdomains.core.data.manifest import Manifest, labels, manifest_hash, selec
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.evaluate import summary
+from vitdomains.core.evaluation import card as cards
+from vitdomains.core.evaluation.evaluate import summary
+from vitdomains.core.evaluation.report import write_report
+from vitdomains.core.evaluation.run import OnProgress, calibrated, floor_table, measure
 from vitdomains.core.explain.show import example_pictures
 from vitdomains.core.files import write_text
-from vitdomains.core.measure import OnProgress, calibrated, floor_table, measure
 from vitdomains.core.memory import training_memory
 from vitdomains.core.predict import Predictor
 from vitdomains.core.process import helps_another, physical_cores
-from vitdomains.core.report import write_report
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import load_teacher
 from vitdomains.core.train import FitResult, fit

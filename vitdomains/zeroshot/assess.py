@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.evaluate import evaluate
+from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.shards import OnProgress
 from vitdomains.zeroshot.label import DEFAULT_COMPUTE, DEFAULT_OPTIONS, Compute, Options, embed_tiles, text_classifier
 from vitdomains.zeroshot.plan import TilePlan

@@ -17,10 +17,10 @@ from vitdomains.core.commands import cli
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.evaluate import summary
+from vitdomains.core.evaluation.evaluate import summary
+from vitdomains.core.evaluation.report import terminal_table, write_report
 from vitdomains.core.geo.mapping import Means
 from vitdomains.core.geo.tiles_table import UNKNOWN
-from vitdomains.core.report import terminal_table, write_report
 from vitdomains.core.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.zeroshot.assess import VARIANTS, assess

@@ -22,14 +22,14 @@ from vitdomains.core.config.schema import Config
 from vitdomains.core.data.manifest import folder_manifest
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
-from vitdomains.core.evaluate import headline, summary
+from vitdomains.core.evaluation.evaluate import headline, summary
+from vitdomains.core.evaluation.report import terminal_table, write_report
 from vitdomains.core.explain import METHODS
 from vitdomains.core.explain.show import WRITTEN, explain_file, faithfulness_text, write_explained
 from vitdomains.core.export.command import export
 from vitdomains.core.memory import free_memory, measured_memory
 from vitdomains.core.predict import Predictor
 from vitdomains.core.process import helps_another, restart_with_tuned_allocator
-from vitdomains.core.report import terminal_table, write_report
 from vitdomains.core.results import write_predictions
 from vitdomains.core.review_command import reviews
 from vitdomains.core.runtime_choice import PRECISIONS

@@ -34,9 +34,9 @@ from vitdomains.core.data.manifest import Manifest, subset
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.domain import Domain, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.evaluation.baselines import METRICS, logistic_scores
+from vitdomains.core.evaluation.run import OnProgress
 from vitdomains.core.files import write_text
-from vitdomains.core.floors import METRICS, logistic_scores
-from vitdomains.core.measure import OnProgress
 from vitdomains.core.process import has_fast_bf16, physical_cores
 from vitdomains.core.tasks import Kind
 from vitdomains.core.terminal import console, shown_progress

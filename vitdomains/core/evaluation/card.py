@@ -6,7 +6,7 @@ from typing import Any
 
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.domain import Domain
-from vitdomains.core.evaluate import headline, summary
+from vitdomains.core.evaluation.evaluate import headline, summary
 
 
 def model_card(bundle: Bundle, domain: Domain, report: dict[str, Any]) -> str:

@@ -18,8 +18,8 @@ from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.loading import batches
 from vitdomains.core.data.manifest import labels
 from vitdomains.core.domain import Domain, domain_reader
-from vitdomains.core.evaluate import evaluate
-from vitdomains.core.floors import floors, thumbnail
+from vitdomains.core.evaluation.baselines import floors, thumbnail
+from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.predict import Predictor
 from vitdomains.core.tasks import Kind
 

@@ -16,8 +16,8 @@ import pandas as pd
 from rich.table import Table
 from rich.text import Text
 
-from vitdomains.core import plots
-from vitdomains.core.report_page import BINARY_COLUMNS, FLOOR_NAMES, MULTICLASS_COLUMNS, cell_text, page
+from vitdomains.core.evaluation import plots
+from vitdomains.core.evaluation.html import BINARY_COLUMNS, FLOOR_NAMES, MULTICLASS_COLUMNS, cell_text, page
 
 Report = Mapping[str, Any]
 
