@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import faithfulness as faith
-from vitdomains.core.explain.maps import CLASS_AGNOSTIC, explain
+from vitdomains.core.explain.api import CLASS_AGNOSTIC, explain
 
 BASELINES = ("random", "centre_blob")
 _RANDOM_MAPS = 20  # per case, in the pointing game

@@ -114,7 +114,7 @@ class Engine:
 
     def faithfulness(self, path: str, finding: str, method: str) -> str:
         """How faithful a heat map is to the model, in words; tens of forward passes."""
-        from vitdomains.core.explain.show import explain_file, faithfulness_text
+        from vitdomains.core.explain.render import explain_file, faithfulness_text
 
         with self._model.lock:
             explained = explain_file(self.predictor, path, method, [finding])

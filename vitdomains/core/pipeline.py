@@ -34,7 +34,7 @@ from vitdomains.core.evaluation import card as cards
 from vitdomains.core.evaluation.evaluate import summary
 from vitdomains.core.evaluation.report import write_report
 from vitdomains.core.evaluation.run import OnProgress, calibrated, floor_table, measure
-from vitdomains.core.explain.show import example_pictures
+from vitdomains.core.explain.render import example_pictures
 from vitdomains.core.files import write_text
 from vitdomains.core.memory import training_memory
 from vitdomains.core.predict import Predictor

@@ -19,7 +19,7 @@ from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.explain import METHODS
 from vitdomains.core.explain.inspection import attention_blocks
 from vitdomains.core.explain.overlay import overlay
-from vitdomains.core.explain.show import Explained, explain_file, faithfulness_text, png
+from vitdomains.core.explain.render import Explained, explain_file, faithfulness_text, png
 from vitdomains.core.predict import Predictor
 from vitdomains.core.review import Decision, ReviewStore
 from vitdomains.core.review_agreement import resolved

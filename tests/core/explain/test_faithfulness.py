@@ -12,7 +12,7 @@ from benchmarks import explain_assess as table
 from vitdomains.core.data.preprocess import PreprocessSpec, geometry
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import faithfulness as faith
-from vitdomains.core.explain.maps import heatmaps, unit_range
+from vitdomains.core.explain.api import heatmaps, unit_range
 from vitdomains.core.vit import vit
 
 SIDE = 32

@@ -173,7 +173,7 @@ def test_rows_are_normalised_each_by_its_own_sum() -> None:
 
 def test_beit_bias_and_eva_rotation_are_in_the_weights() -> None:
     """Weights rebuilt from what was captured reproduce the attention's own output."""
-    from vitdomains.core.explain.capture import capture
+    from vitdomains.core.explain.attention import capture
 
     for name, size in (("beit_base_patch16_224", SIZE), ("eva02_tiny_patch14_224", 42)):
         torch.manual_seed(0)
@@ -194,7 +194,7 @@ def test_beit_bias_and_eva_rotation_are_in_the_weights() -> None:
 
 
 def test_long_sequences_stream_in_short_runs_of_rows(monkeypatch: object) -> None:
-    from vitdomains.core.explain import capture as room
+    from vitdomains.core.explain import attention as room
 
     model = timm_vit(num_heads=2)
     images = torch.randn(2, 3, SIZE, SIZE)

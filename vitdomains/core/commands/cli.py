@@ -25,7 +25,7 @@ from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.evaluation.evaluate import headline, summary
 from vitdomains.core.evaluation.report import terminal_table, write_report
 from vitdomains.core.explain import METHODS
-from vitdomains.core.explain.show import WRITTEN, explain_file, faithfulness_text, write_explained
+from vitdomains.core.explain.render import WRITTEN, explain_file, faithfulness_text, write_explained
 from vitdomains.core.export.command import export
 from vitdomains.core.memory import free_memory, measured_memory
 from vitdomains.core.predict import Predictor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain.capture import Captured
+from vitdomains.core.explain.attention import Captured
 
 Readout = Literal["auto", "token", "mean", "both"]
 _MAX_PREFIX = 32

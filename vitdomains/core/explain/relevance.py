@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import swin
-from vitdomains.core.explain.capture import Attention, Window, capture, mean_heads
+from vitdomains.core.explain.attention import Attention, Window, capture, mean_heads
 from vitdomains.core.explain.inspection import gradients_of
 from vitdomains.core.explain.layout import Layout, Readout
 

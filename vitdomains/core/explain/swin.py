@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitdomains.core.explain.capture import Window
+from vitdomains.core.explain.attention import Window
 
 
 @lru_cache(maxsize=64)

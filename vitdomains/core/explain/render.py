@@ -16,9 +16,9 @@ import torch
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.preprocess import geometry, normalise, prepare
 from vitdomains.core.errors import ExplainError
+from vitdomains.core.explain.api import CLASS_AGNOSTIC, Heatmap, heatmaps
 from vitdomains.core.explain.files import publication_figure, to_geotiff, write_png
 from vitdomains.core.explain.inspection import attention_blocks
-from vitdomains.core.explain.maps import CLASS_AGNOSTIC, Heatmap, heatmaps
 from vitdomains.core.explain.overlay import composite, overlay, panel, to_original
 from vitdomains.core.predict import Predictor
 
