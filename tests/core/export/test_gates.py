@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.gates import Yardstick, check
-from vitdomains.core.export.sensitivity import KindError, blame, by_kind, kind_of, remedies
+from vitdomains.core.export.checks import Yardstick, check
+from vitdomains.core.export.layer_errors import KindError, blame, by_kind, kind_of, remedies
 from vitdomains.core.tasks import build_task
 
 RNG = np.random.default_rng(0)

@@ -19,8 +19,8 @@ from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import select_classes, subset
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ExportError, ManifestError
+from vitdomains.core.export.checks import ALLOWED_LOSS
 from vitdomains.core.export.formats import FORMATS
-from vitdomains.core.export.gates import ALLOWED_LOSS
 from vitdomains.core.export.int8 import Calibration
 from vitdomains.core.export.job import Exported, export_bundle
 from vitdomains.core.export.onnx import OPSET

@@ -21,11 +21,11 @@ from vitdomains.core.bundle import WEIGHTS, Bundle, load_model, update_bundle
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.errors import ExportError
 from vitdomains.core.evaluation.run import OnProgress
+from vitdomains.core.export.checks import Check, check
 from vitdomains.core.export.formats import BF16_TOLERANCE, FORMATS, chosen_formats, refuse_impossible
-from vitdomains.core.export.gates import Check, check
-from vitdomains.core.export.sensitivity import KindError, Remedy, blame, by_kind, kind_of, remedies
+from vitdomains.core.export.layer_errors import KindError, Remedy, blame, by_kind, kind_of, remedies
+from vitdomains.core.export.reference import end_to_end, of_logits
 from vitdomains.core.export.workbench import HELD_IN_FP16, Options, Workbench
-from vitdomains.core.export.yardstick import end_to_end, of_logits
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.core.runtimes import Forward, session
 

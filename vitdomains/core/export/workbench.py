@@ -16,12 +16,12 @@ from torch import nn
 
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.export import int8
+from vitdomains.core.export.checks import ALLOWED_LOSS, Yardstick
 from vitdomains.core.export.formats import is_transformer
-from vitdomains.core.export.gates import ALLOWED_LOSS, Yardstick
 from vitdomains.core.export.onnx import OPSET, layer_of, to_fp16, to_onnx
 from vitdomains.core.export.openvino import to_openvino
+from vitdomains.core.export.reference import Source
 from vitdomains.core.export.torch_formats import to_pt2, to_torchscript
-from vitdomains.core.export.yardstick import Source
 from vitdomains.core.runtimes import Forward
 
 HELD_IN_FP16 = (nn.Linear, nn.Conv2d, nn.LayerNorm)

@@ -15,7 +15,7 @@ from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.loading import batches
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.evaluation.run import OnProgress
-from vitdomains.core.export.gates import BATCHES, Yardstick
+from vitdomains.core.export.checks import BATCHES, Yardstick
 from vitdomains.core.export.wrap import EndToEnd
 from vitdomains.core.runtimes import session
 

@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from vitdomains.core.export.gates import Yardstick
+from vitdomains.core.export.checks import Yardstick
 from vitdomains.core.runtimes import Forward
 
 _HOLDERS = frozenset(
