@@ -32,7 +32,7 @@ from harness import write_result
 from rich.console import Console
 from zeroshot_throughput import CLASSES, random_clip
 
-from vitdomains.core.geo.mapping import Means
+from vitdomains.core.geo.map.run import Means
 from vitdomains.zeroshot.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.prompts import read_classes

@@ -28,7 +28,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, pipeline
 
-from vitdomains.core.geo.mapping import Means
+from vitdomains.core.geo.map.run import Means
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.zeroshot.clip_tokenizer import BPE_FILE, tokenizer_from_merges
 from vitdomains.zeroshot.label import Compute, label_tiles

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vitdomains.core.geo.tiles_table import PLACE, UNKNOWN, tile_table
+from vitdomains.core.geo.map.tiles_table import PLACE, UNKNOWN, tile_table
 from vitdomains.zeroshot.classify import Classifier, decide, groups
 from vitdomains.zeroshot.prompts import PromptSet
 from vitdomains.zeroshot.towers import Kind

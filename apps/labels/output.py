@@ -14,7 +14,7 @@ from apps.labels.store import Labels
 from apps.shared.decisions import Ledger
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.geo.tiles_table import UNKNOWN
+from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review_agreement import consensus, readings
 from vitdomains.core.review_export import SUBJECT
 from vitdomains.core.shards import OnProgress

@@ -20,7 +20,7 @@ from apps.labels.store import places
 from apps.shared.address import address, go
 from apps.shared.components import empty, hold, label, plain, show_problem, soft
 from vitdomains.core.errors import ImageError, VitDomainsError
-from vitdomains.core.geo.tiles_table import UNKNOWN
+from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review import Answer
 
 KEYS = [*"123456789", *(f"Shift+{n}" for n in range(1, 10))]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.geo.tiles_table import probability_columns
+from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.zeroshot.embeddings import Index, open_index
 from vitdomains.zeroshot.plan import KEY_DIGITS
 from vitdomains.zeroshot.prompts import PromptSet, read_prompts

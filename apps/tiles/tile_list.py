@@ -19,9 +19,9 @@ from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.addresses import is_remote, shown
 from vitdomains.core.geo.info import place
 from vitdomains.core.geo.inputs import files_of, shown_path
+from vitdomains.core.geo.map.tiles_table import PLACE, classes_of
 from vitdomains.core.geo.raster import RasterInfo
 from vitdomains.core.geo.styles import Labels, class_colours
-from vitdomains.core.geo.tiles_table import PLACE, classes_of
 
 SAMPLE = 1 << 20  # bytes at the start, the middle and the end of a scene by which it is known
 GREY = (128, 128, 128)

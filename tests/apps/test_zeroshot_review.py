@@ -32,8 +32,8 @@ from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.geo.mapping import Means
-from vitdomains.core.geo.tiles_table import UNKNOWN
+from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review import Answer, Decision, ReviewStore
 from vitdomains.zeroshot.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.plan import plan_tiles

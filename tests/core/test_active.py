@@ -8,7 +8,7 @@ import pytest
 
 from vitdomains.core.data.selection import k_centre, queue
 from vitdomains.core.errors import ConfigError, VitDomainsError
-from vitdomains.core.geo.tiles_table import tile_table
+from vitdomains.core.geo.map.tiles_table import tile_table
 
 
 def table(scores: np.ndarray, errors: tuple[str, ...] = ()) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitdomains.core.geo.mapping import Means
+from vitdomains.core.geo.map.run import Means
 from vitdomains.zeroshot.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.prompts import read_classes

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitdomains.core.geo.tiles_table import UNKNOWN, tile_table
+from vitdomains.core.geo.map.tiles_table import UNKNOWN, tile_table
 from vitdomains.zeroshot.classify import Classifier, calibrated, corrected_for_prior, decide, top_k
 from vitdomains.zeroshot.prompts import make_prompts
 

@@ -28,8 +28,8 @@ from tests.zeroshot.label_job import CLASSES
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.geo.mapping import Means
-from vitdomains.core.geo.tiles_table import probability_columns
+from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.core.predict import Predictor
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.label import Compute, Labelled, Options, label_tiles

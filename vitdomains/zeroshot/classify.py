@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.calibrate import calibration_notes, choose_thresholds, fit_temperature
-from vitdomains.core.geo.tiles_table import UNKNOWN, probability_columns
+from vitdomains.core.geo.map.tiles_table import UNKNOWN, probability_columns
 from vitdomains.core.tasks import Kind as TaskKind
 from vitdomains.core.tasks import build_task
 from vitdomains.zeroshot.prompts import PromptSet

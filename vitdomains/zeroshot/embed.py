@@ -25,7 +25,7 @@ import torch
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ImageError, WeightsError
 from vitdomains.core.executors import Work
-from vitdomains.core.geo.scene import Strip, strips
+from vitdomains.core.geo.map.scene import Strip, strips
 from vitdomains.core.image_tower import ImageTower
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings import About

@@ -26,7 +26,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.executors import MakeWorker
 from vitdomains.core.files import write_atomically, write_text
-from vitdomains.core.geo.mapping import Means
+from vitdomains.core.geo.map.run import Means
 from vitdomains.core.shards import OnProgress, iter_shards, plan_shards, run_shards, verify_shards
 from vitdomains.zeroshot.plan import KEY_DIGITS
 

@@ -1,6 +1,6 @@
 """The labelling job: embed what is new, compare with the classes' texts, write tables, sheets and a bundle.
 
-    out/tiles/part-00000.parquet ...   the tile table of core/geo/tiles_table.py, GeoParquet where tiles have a place
+    out/tiles/part-00000.parquet ...   the tile table of core/geo/map/tiles_table.py, GeoParquet where tiles have a place
     out/labels.csv  summary.csv  errors.csv  sheets/CLASS.png  prompts.json  run.json  bundle/  index/
 
 Stopped at any moment, the same call goes on; with other classes only the comparison is made anew.
@@ -25,9 +25,9 @@ from vitdomains.core.bundle import Bundle
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.executors import MakeWorker
 from vitdomains.core.files import write_text
-from vitdomains.core.geo.mapping import Means
-from vitdomains.core.geo.tiles_table import tile_table
-from vitdomains.core.geo.vectors import write_geoparquet
+from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.tiles_table import tile_table
+from vitdomains.core.geo.map.vectors import write_geoparquet
 from vitdomains.core.shards import OnProgress
 from vitdomains.zeroshot.classify import Classifier, calibrated, corrected_for_prior, decide, reweighted
 from vitdomains.zeroshot.embed import MakeEmbedder, about_towers, make_work

@@ -18,11 +18,11 @@ import pandas as pd
 
 from vitdomains.core.data.manifest import folder_manifest
 from vitdomains.core.files import write_atomically
-from vitdomains.core.geo.grid import plan_table
-from vitdomains.core.geo.mapping import Tiling, open_scene
+from vitdomains.core.geo.map.grid import plan_table
+from vitdomains.core.geo.map.run import Tiling, open_scene
+from vitdomains.core.geo.map.tiles_table import PLACE
+from vitdomains.core.geo.map.vectors import Georeference
 from vitdomains.core.geo.raster import describe_raster
-from vitdomains.core.geo.tiles_table import PLACE
-from vitdomains.core.geo.vectors import Georeference
 
 EXTENSIONS = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KEY_DIGITS = 32

@@ -24,7 +24,7 @@ from vitdomains.core.data.manifest import (
 )
 from vitdomains.core.data.sources import complete_splits, keep_rows, limited, source_root
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.geo.tiles_table import PLACE
+from vitdomains.core.geo.map.tiles_table import PLACE
 from vitdomains.zeroshot.plan import EXTENSIONS, TilePlan
 from vitdomains.zeroshot.prompts import PromptSet, matching_class, plain
 

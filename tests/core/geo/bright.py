@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
+from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.geo.raster import read_window
-from vitdomains.core.geo.scene import LabelTiles
 from vitdomains.core.predict import Predictor
 
 CLASSES = ("dark", "bright")

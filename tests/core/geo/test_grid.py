@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.geo.blend import blend, neighbours, window
-from vitdomains.core.geo.grid import make_grid, plan_table, tiles
+from vitdomains.core.geo.map.blend import blend, neighbours, window
+from vitdomains.core.geo.map.grid import make_grid, plan_table, tiles
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,10 +15,10 @@ from tests.core.geo.bright import CLASSES, bundle, read_pixels, worker
 from tests.core.geo.rasters import write
 from vitdomains.core.data.preprocess import PreprocessSpec, prepare
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.grid import make_grid
-from vitdomains.core.geo.mapping import Means, Tiling, draw, label_scenes, open_scene
-from vitdomains.core.geo.outputs import Place
-from vitdomains.core.geo.scene import (
+from vitdomains.core.geo.map.grid import make_grid
+from vitdomains.core.geo.map.outputs import Place
+from vitdomains.core.geo.map.run import Means, Tiling, draw, label_scenes, open_scene
+from vitdomains.core.geo.map.scene import (
     LabelTiles,
     Strip,
     _read_strip,
@@ -136,7 +136,7 @@ def test_every_tile_is_labelled_alike_in_strips_of_any_length(tmp_path: Path, mo
     scene = open_scene(str(path), Tiling(TILE, 0.25, 1), set())
     tables = []
     for length in (1, 3, 8):
-        monkeypatch.setattr("vitdomains.core.geo.scene.STRIP_TILES", length)
+        monkeypatch.setattr("vitdomains.core.geo.map.scene.STRIP_TILES", length)
         folder = tmp_path / f"job{length}"
         shards = label_scenes([scene], worker(1, batch_size=5), folder, {}, Means(shard_size=7), lambda *_: None)
         tables.append(pd.concat([pd.read_parquet(file) for file in sorted(folder.glob("shards/*.parquet"))]))

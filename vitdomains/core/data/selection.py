@@ -1,6 +1,6 @@
 """Which tiles to label next: those the model is least sure of, those least like what is labelled, or both.
 
-Works on the tile table (``core/geo/tiles_table.py``), whoever made it.
+Works on the tile table (``core/geo/map/tiles_table.py``), whoever made it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import colorsys
 from dataclasses import dataclass
 from xml.sax.saxutils import escape, quoteattr
 
-from vitdomains.core.geo.tiles_table import UNKNOWN
+from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.tasks import Kind
 
 

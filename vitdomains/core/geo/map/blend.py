@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vitdomains.core.geo.grid import Grid
+from vitdomains.core.geo.map.grid import Grid
 
 Floats = npt.NDArray[np.float32]
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from vitdomains.core.data.preprocess import PreprocessSpec, prepare, resized_spec
 from vitdomains.core.errors import ImageError
 from vitdomains.core.executors import Work
-from vitdomains.core.geo.tiles_table import tile_table
+from vitdomains.core.geo.map.tiles_table import tile_table
 from vitdomains.core.predict import Predictor, batched
 
 Array = npt.NDArray[Any]

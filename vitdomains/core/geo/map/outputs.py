@@ -26,11 +26,11 @@ from rasterio.io import DatasetWriter
 from rasterio.windows import Window as Part
 
 from vitdomains.core.files import write_text
-from vitdomains.core.geo.blend import Blended, blend, neighbours
-from vitdomains.core.geo.grid import Grid
-from vitdomains.core.geo.scene import unpack
+from vitdomains.core.geo.map.blend import Blended, blend, neighbours
+from vitdomains.core.geo.map.grid import Grid
+from vitdomains.core.geo.map.scene import unpack
+from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.geo.styles import Labels, aux_xml, class_colours, qml
-from vitdomains.core.geo.tiles_table import UNKNOWN
 
 BLOCK = 512
 """Side of the blocks in which labels are stored, cells."""

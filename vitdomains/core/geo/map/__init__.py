@@ -1,0 +1,1 @@
+"""Tile grids over scenes, blending of overlapping predictions, and the maps that are written."""
