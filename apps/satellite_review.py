@@ -23,7 +23,7 @@ from apps.tiles.session import NOTICE, TITLE, TileSession, open_ground
 from apps.tiles.team_page import tiles_team_page
 from apps.tiles.tile_page import tile_page
 from vitdomains.core.errors import VitDomainsError
-from vitdomains.core.geo.inputs import files_of
+from vitdomains.core.geo.read.scene_paths import files_of
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from rasterio.io import MemoryFile
 from apps.tiles.session import TileSession
 from vitdomains.core.data.manifest import Manifest, make_manifest, write_manifest
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.geo.inputs import files_of
-from vitdomains.core.geo.raster import describe_raster, read_window
+from vitdomains.core.geo.read.raster import describe_raster, read_window
+from vitdomains.core.geo.read.scene_paths import files_of
 from vitdomains.core.review_agreement import Rule, consensus, readings
 from vitdomains.core.review_export import SUBJECT, training_manifest
 from vitdomains.satellite.stack import resolution_of

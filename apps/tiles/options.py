@@ -10,8 +10,8 @@ from apps.films.options import check_paths, checked_parser
 from apps.shared.access import Identity
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.addresses import is_remote
-from vitdomains.core.geo.inputs import files_of
 from vitdomains.core.geo.map.tiles_table import read_as
+from vitdomains.core.geo.read.scene_paths import files_of
 
 ASKED = ("sensor", "bands", "baseline", "resolution", "crs", "asset")
 USAGE = "streamlit run apps/satellite_review.py -- --bundle B --tiles landcover.parquet --scene scene.tif"

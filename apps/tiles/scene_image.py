@@ -15,9 +15,9 @@ from rasterio.enums import Resampling
 from rasterio.windows import Window as Part
 
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.info import place
-from vitdomains.core.geo.inputs import files_of
-from vitdomains.core.geo.raster import RasterInfo, describe_raster, open_raster, read_window
+from vitdomains.core.geo.read.info import place
+from vitdomains.core.geo.read.raster import RasterInfo, describe_raster, open_raster, read_window
+from vitdomains.core.geo.read.scene_paths import files_of
 from vitdomains.satellite.sensors import band_named, match_bands, sensor_named
 
 NDVI = "ndvi"

@@ -29,7 +29,7 @@ from vitdomains.core.bundle import Bundle, read_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import BundleError, ConfigError, ImageError, ManifestError
-from vitdomains.core.geo.inputs import find_input
+from vitdomains.core.geo.read.scene_paths import find_input
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.map import map_command, tile_side
 

@@ -17,7 +17,7 @@ from vitdomains.core.data.manifest import SPLITS, Manifest, with_split
 from vitdomains.core.data.sources import complete_splits
 from vitdomains.core.data.spatial_splits import block_split, located, longitude_split, nearness
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.raster import open_raster
+from vitdomains.core.geo.read.raster import open_raster
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from vitdomains.core.config.schema import Config
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_array
 from vitdomains.core.domain import ReadImage
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.raster import Extent, RasterInfo, Window, describe_raster, read_window
+from vitdomains.core.geo.read.raster import Extent, RasterInfo, Window, describe_raster, read_window
 from vitdomains.satellite.sensors import Sensor, band_named, published_statistics, read_bands, sensor_named
 
 Array = npt.NDArray[Any]

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.raster import Extent, Window, describe_raster, read_window
+from vitdomains.core.geo.read.raster import Extent, Window, describe_raster, read_window
 from vitdomains.satellite.sensor_table import SENSORS, Band, Sensor, Statistics
 
 __all__ = [

@@ -10,8 +10,8 @@ import numpy.typing as npt
 
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.inputs import files_of
-from vitdomains.core.geo.raster import Extent, RasterInfo, describe_raster
+from vitdomains.core.geo.read.raster import Extent, RasterInfo, describe_raster
+from vitdomains.core.geo.read.scene_paths import files_of
 from vitdomains.satellite.reader import read_pixels
 
 _SAME = 0.5

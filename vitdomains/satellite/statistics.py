@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.files import write_text
-from vitdomains.core.geo.raster import Extent, Window, describe_raster, read_window
+from vitdomains.core.geo.read.raster import Extent, Window, describe_raster, read_window
 from vitdomains.core.terminal import OnProgress, console, shown_progress
 from vitdomains.satellite.sensors import Sensor, read_bands, sensor_named
 

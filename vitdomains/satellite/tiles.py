@@ -20,7 +20,7 @@ from rasterio.warp import transform as reproject_points
 from vitdomains.core.data.manifest import Manifest, make_manifest, write_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.files import write_atomically, write_text
-from vitdomains.core.geo.raster import RasterInfo, describe_raster, read_window
+from vitdomains.core.geo.read.raster import RasterInfo, describe_raster, read_window
 from vitdomains.satellite.truth import Truth, ground_truth
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from rasterio.windows import Window as PixelWindow
 from shapely.geometry import box
 
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.raster import RasterInfo, open_raster
+from vitdomains.core.geo.read.raster import RasterInfo, open_raster
 
 log = logging.getLogger(__name__)
 

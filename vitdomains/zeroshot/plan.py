@@ -22,7 +22,7 @@ from vitdomains.core.geo.map.grid import plan_table
 from vitdomains.core.geo.map.run import Tiling, open_scene
 from vitdomains.core.geo.map.tiles_table import PLACE
 from vitdomains.core.geo.map.vectors import Georeference
-from vitdomains.core.geo.raster import describe_raster
+from vitdomains.core.geo.read.raster import describe_raster
 
 EXTENSIONS = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KEY_DIGITS = 32

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import ReadImage
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.raster import Extent, RasterInfo, describe_raster, read_window
+from vitdomains.core.geo.read.raster import Extent, RasterInfo, describe_raster, read_window
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

@@ -14,7 +14,7 @@ from vitdomains.core.bundle import Bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.geo.map.scene import LabelTiles
-from vitdomains.core.geo.raster import read_window
+from vitdomains.core.geo.read.raster import read_window
 from vitdomains.core.predict import Predictor
 
 CLASSES = ("dark", "bright")

@@ -13,7 +13,7 @@ import rasterio.shutil
 
 from tests.core.geo.rasters import NORTH_UP, UTM, ramp, write
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.raster import describe_raster, read_window
+from vitdomains.core.geo.read.raster import describe_raster, read_window
 
 
 def noise(bands: int = 1, side: int = 256) -> np.ndarray:

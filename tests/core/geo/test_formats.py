@@ -12,7 +12,7 @@ import rasterio.shutil
 
 from tests.core.geo.rasters import ramp, write
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.raster import describe_raster, open_raster, read_window
+from vitdomains.core.geo.read.raster import describe_raster, open_raster, read_window
 
 
 @pytest.mark.parametrize(

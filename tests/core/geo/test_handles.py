@@ -14,8 +14,8 @@ import pytest
 from tests.core.geo import rasters
 from tests.core.geo.rasters import ramp, write
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo import handles
-from vitdomains.core.geo.raster import close_all, open_raster, read_window
+from vitdomains.core.geo.read import dataset_pool
+from vitdomains.core.geo.read.raster import close_all, open_raster, read_window
 
 
 def open_files(path: Path) -> int:
@@ -45,11 +45,12 @@ def test_replaced_file_is_read_anew(tmp_path: Path) -> None:
 def test_few_handles_stay_open(tmp_path: Path) -> None:
     close_all()
     paths = [
-        write(tmp_path / f"{index}.tif", ramp(1, 20, 20) + index) for index in range(handles.HANDLES_PER_THREAD + 6)
+        write(tmp_path / f"{index}.tif", ramp(1, 20, 20) + index)
+        for index in range(dataset_pool.HANDLES_PER_THREAD + 6)
     ]
     for path in paths:
         assert read_window(path).pixels[0, 0, 0] == 2 + int(path.stem)
-    assert sum(map(open_files, paths)) == handles.HANDLES_PER_THREAD
+    assert sum(map(open_files, paths)) == dataset_pool.HANDLES_PER_THREAD
     # One that is in use is not closed under its user.
     with open_raster(paths[0]) as used:
         for path in paths:
@@ -62,8 +63,8 @@ def test_views_are_few_and_closed_with_their_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", ramp(1, 64, 64))
     for resolution in range(20, 30):
         read_window(path, resolution=resolution)
-    with handles.borrow(path) as handle:
-        assert len(handle.views) <= handles.VIEWS_PER_HANDLE
+    with dataset_pool.borrow(path) as handle:
+        assert len(handle.views) <= dataset_pool.VIEWS_PER_HANDLE
     close_all()
     assert not handle.views and open_files(path) == 0
 
@@ -96,7 +97,7 @@ def test_each_thread_has_its_own_and_they_end_with_it(tmp_path: Path) -> None:
 
 def read_in_child(path: Path, expected: float, queue: multiprocessing.Queue[object]) -> None:
     try:
-        before = handles._of_this_thread()
+        before = dataset_pool._of_this_thread()
         window = read_window(path, (3, 4, 10, 10))
         queue.put((len(before), float(window.pixels.sum()) == expected, open_files(path)))
     except ImageError as error:
@@ -121,4 +122,4 @@ def test_no_handle_crosses_a_process(tmp_path: Path, method: str) -> None:
     # In a forked child the file is open twice: the parent's handle, which is left alone, and its own.
     for kept, equal, opened in answers:  # type: ignore[misc]
         assert equal and opened == (2 if method == "fork" else 1) and kept <= 1
-    assert rasters.UTM and handles._kept == []
+    assert rasters.UTM and dataset_pool._kept == []

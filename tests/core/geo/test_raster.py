@@ -14,7 +14,7 @@ from rasterio.enums import ColorInterp
 
 from tests.core.geo.rasters import NORTH_UP, UTM, ramp, write
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.raster import describe_raster, read_window
+from vitdomains.core.geo.read.raster import describe_raster, read_window
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])

@@ -15,7 +15,7 @@ from rasterio.warp import transform
 
 from tests.core.geo.rasters import NORTH_UP, UTM, ramp, write
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.raster import Window, close_all, describe_raster, read_window
+from vitdomains.core.geo.read.raster import Window, close_all, describe_raster, read_window
 
 
 def scene_with_square(height: int = 80, width: int = 100) -> np.ndarray:

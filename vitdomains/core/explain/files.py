@@ -15,7 +15,7 @@ import rasterio
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain.overlay import Floats, Picture, Style, as_rgb
 from vitdomains.core.files import write_atomically
-from vitdomains.core.geo.raster import describe_raster
+from vitdomains.core.geo.read.raster import describe_raster
 
 _PRINTED = Style(contour=None)
 

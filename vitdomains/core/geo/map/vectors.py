@@ -24,8 +24,8 @@ from rasterio.crs import CRS
 
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.geo.inputs import shown_path
 from vitdomains.core.geo.map.tiles_table import PLACE, probability_columns
+from vitdomains.core.geo.read.scene_paths import shown_path
 
 Georeference = tuple[Affine, CRS | None]
 """From (column, row) of a scene to coordinates of the CRS; None where the scene has none."""

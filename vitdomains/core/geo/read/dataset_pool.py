@@ -28,10 +28,10 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from rasterio.io import DatasetReader
 
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.collar import undeclared_collar
-from vitdomains.core.geo.formats import Source, driver_of, identify
-from vitdomains.core.geo.info import RasterInfo, describe_dataset
-from vitdomains.core.geo.remote import is_remote
+from vitdomains.core.geo.read.formats import Source, driver_of, identify
+from vitdomains.core.geo.read.http import is_remote
+from vitdomains.core.geo.read.info import RasterInfo, describe_dataset
+from vitdomains.core.geo.read.nodata import undeclared_collar
 
 # Plain pictures have no georeference; ``RasterInfo.georeference`` says so without a warning a file.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)

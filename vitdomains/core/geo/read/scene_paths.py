@@ -13,7 +13,7 @@ import pystac
 
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.addresses import is_remote, resolve_href, shown
-from vitdomains.core.geo.remote import read_remote
+from vitdomains.core.geo.read.http import read_remote
 
 _RASTERS = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2")
 _ENDINGS = (".tif", ".tiff", ".jp2", ".vrt")

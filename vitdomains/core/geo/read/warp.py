@@ -21,9 +21,9 @@ from rasterio.io import DatasetReader
 from rasterio.vrt import WarpedVRT
 
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.collar import valid_pixels
-from vitdomains.core.geo.handles import Handle, open_overview
-from vitdomains.core.geo.info import LONLAT, RasterInfo, corner_bounds, ground_resolution, place
+from vitdomains.core.geo.read.dataset_pool import Handle, open_overview
+from vitdomains.core.geo.read.info import LONLAT, RasterInfo, corner_bounds, ground_resolution, place
+from vitdomains.core.geo.read.nodata import valid_pixels
 
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 Rows = tuple[tuple[int, int], tuple[int, int]]

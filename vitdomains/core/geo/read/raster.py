@@ -16,10 +16,10 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.collar import valid_pixels, warn_of_collar
-from vitdomains.core.geo.handles import Handle, borrow, close_all, open_raster
-from vitdomains.core.geo.info import RasterInfo, place
-from vitdomains.core.geo.warp import Grid, Resampling, Rows, parse_crs, view_of
+from vitdomains.core.geo.read.dataset_pool import Handle, borrow, close_all, open_raster
+from vitdomains.core.geo.read.info import RasterInfo, place
+from vitdomains.core.geo.read.nodata import valid_pixels, warn_of_collar
+from vitdomains.core.geo.read.warp import Grid, Resampling, Rows, parse_crs, view_of
 
 __all__ = ["MAX_PIXELS", "RasterInfo", "Window", "close_all", "describe_raster", "open_raster", "read_window"]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.remote import RemoteFile, RemoteView, is_remote, shown
+from vitdomains.core.geo.read.http import RemoteFile, RemoteView, is_remote, shown
 from vitdomains.core.geo.vrt import check_vrt, is_vrt
 
 # The first bytes of what is read here, and GDAL's driver for it.

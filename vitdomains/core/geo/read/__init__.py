@@ -1,0 +1,1 @@
+"""Windows of rasters, local or remote: bands, nodata, warping, formats that may be opened."""
