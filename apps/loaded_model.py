@@ -11,7 +11,7 @@ from apps.shared.loading import Loading
 from vitdomains.core.errors import BundleError
 
 if TYPE_CHECKING:
-    from vitdomains.core.predict import Predictor
+    from vitdomains.core.inference.predictor import Predictor
 
 
 class LoadedModel:
@@ -35,7 +35,7 @@ class LoadedModel:
         self._loading.start()
 
     def _load(self) -> Predictor:
-        from vitdomains.core.predict import Predictor
+        from vitdomains.core.inference.predictor import Predictor
 
         predictor = Predictor(self.facts.path, self._make_reader(), threads=self._threads)
         if predictor.bundle.id != self.facts.id:

@@ -39,8 +39,8 @@ from vitdomains.core.data.preprocess import normalise
 from vitdomains.core.export.command import data_config
 from vitdomains.core.export.formats import FORMATS
 from vitdomains.core.files import write_text
+from vitdomains.core.inference.runtimes import session
 from vitdomains.core.process import restart_with_tuned_allocator
-from vitdomains.core.runtimes import session
 from vitdomains.satellite import DOMAIN
 
 CLASSES = "Beach,BareLand,DenseResidential,Desert,Farmland,Forest,Meadow,Parking,Pond,Port"

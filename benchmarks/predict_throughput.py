@@ -39,9 +39,9 @@ from vitdomains.core.data.manifest import Manifest, read_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.export.job import export_bundle
 from vitdomains.core.export.workbench import Options
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.inference.runtimes import session
 from vitdomains.core.process import has_fast_bf16, physical_cores, restart_with_tuned_allocator
-from vitdomains.core.runtimes import session
 from vitdomains.cxr.film import read_image
 from vitdomains.cxr.phantom import make_phantoms
 

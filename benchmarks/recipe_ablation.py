@@ -38,7 +38,7 @@ from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.loading import batches
 from vitdomains.core.data.manifest import labels, subset
 from vitdomains.core.domain import domain_reader
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import load_teacher

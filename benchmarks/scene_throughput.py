@@ -46,7 +46,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.geo.map.run import Means, Scene, Tiling, draw, label_scenes, open_scene
 from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.geo.styles import Labels
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.satellite.map import CACHE_MB
 from vitdomains.satellite.reader import read_image, window_reader

@@ -19,7 +19,7 @@ from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
 from apps.viewer import Picture, film_picture, heat_picture
 
 if TYPE_CHECKING:
-    from vitdomains.core.predict import Predictor
+    from vitdomains.core.inference.predictor import Predictor
     from vitdomains.cxr.evidence import HeldOut
     from vitdomains.cxr.report import FilmReport
 

@@ -21,10 +21,10 @@ from vitdomains.core.bundle import Bundle
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import BundleError, ConfigError, ExportError
 from vitdomains.core.export.job import Exported
-from vitdomains.core.predict import Predictor, ahead, normalised
+from vitdomains.core.inference.backend import Way, cache_folder, possible_ways
+from vitdomains.core.inference.predictor import Predictor, ahead, normalised
+from vitdomains.core.inference.runtimes import in_bf16, session
 from vitdomains.core.process import has_fast_bf16
-from vitdomains.core.runtime_choice import Way, cache_folder, possible_ways
-from vitdomains.core.runtimes import in_bf16, session
 
 Made = tuple[Bundle, tuple[Exported, ...]]
 FAST = has_fast_bf16()
@@ -146,7 +146,7 @@ def test_auto_measures_once_and_remembers(
     exported: Made, toy_images: Path, reference: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("vitdomains.core.predict.PROBE_SECONDS", 0.1)
+    monkeypatch.setattr("vitdomains.core.inference.predictor.PROBE_SECONDS", 0.1)
     bundle = exported[0]
     first = Predictor(bundle, toy.read_image, runtime="auto", threads=1)
     kept = json.loads((cache_folder() / "runtimes.json").read_text())

@@ -17,8 +17,8 @@ from vitdomains.core import pipeline
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.commands import cli
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.predict import Predictor
-from vitdomains.core.results import write_predictions
+from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.inference.table import write_predictions
 
 
 @pytest.fixture(autouse=True)

@@ -30,7 +30,7 @@ from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import probability_columns
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.label import Compute, Labelled, Options, label_tiles
 from vitdomains.zeroshot.plan import TilePlan, plan_tiles

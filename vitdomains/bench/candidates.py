@@ -19,7 +19,7 @@ from vitdomains.bench.cases import Case, Subject
 from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.config.schema import Model
-from vitdomains.core.runtimes import session
+from vitdomains.core.inference.runtimes import session
 
 Call = Callable[[], object]
 

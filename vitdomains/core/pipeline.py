@@ -36,8 +36,8 @@ from vitdomains.core.evaluation.report import write_report
 from vitdomains.core.evaluation.run import OnProgress, calibrated, floor_table, measure
 from vitdomains.core.explain.render import example_pictures
 from vitdomains.core.files import write_text
+from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.memory import training_memory
-from vitdomains.core.predict import Predictor
 from vitdomains.core.process import helps_another, physical_cores
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import load_teacher

@@ -20,7 +20,7 @@ from vitdomains.core.explain import METHODS
 from vitdomains.core.explain.inspection import attention_blocks
 from vitdomains.core.explain.overlay import overlay
 from vitdomains.core.explain.render import Explained, explain_file, faithfulness_text, png
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review import Decision, ReviewStore
 from vitdomains.core.review_agreement import resolved
 from vitdomains.core.terminal import console

@@ -24,9 +24,9 @@ from vitdomains.core.geo.map.stac import Product, map_item, model_item, write_it
 from vitdomains.core.geo.map.tiles_table import READ_AS
 from vitdomains.core.geo.read.scene_paths import Input, files_of, find_input
 from vitdomains.core.geo.styles import Labels
-from vitdomains.core.predict import Predictor
-from vitdomains.core.runtime_choice import PRECISIONS
-from vitdomains.core.runtimes import RUNTIMES
+from vitdomains.core.inference.backend import PRECISIONS
+from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.inference.runtimes import RUNTIMES
 from vitdomains.core.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.satellite.sensors import band_named, catalogue_names, sensor_named

@@ -21,7 +21,7 @@ from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, ManifestError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.map.tiles_table import PLACE, tile_table
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.terminal import OnProgress, console, shown_progress
 from vitdomains.satellite.reader import read_image, read_pixels
 

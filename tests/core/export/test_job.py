@@ -19,8 +19,8 @@ from vitdomains.core.export.formats import FORMATS, chosen_formats
 from vitdomains.core.export.job import Exported, export_bundle
 from vitdomains.core.export.onnx import read_metadata
 from vitdomains.core.export.workbench import Options
-from vitdomains.core.predict import Predictor
-from vitdomains.core.runtimes import session
+from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.inference.runtimes import session
 from vitdomains.core.vit import vit
 
 Made = tuple[Bundle, tuple[Exported, ...]]

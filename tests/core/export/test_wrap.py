@@ -16,7 +16,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.onnx import to_onnx
 from vitdomains.core.export.wrap import EndToEnd
-from vitdomains.core.runtimes import session
+from vitdomains.core.inference.runtimes import session
 from vitdomains.core.tasks import build_task
 
 SPEC = PreprocessSpec(24, 32, "letterbox", 3, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), fill=0.3)

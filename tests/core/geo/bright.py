@@ -15,7 +15,7 @@ from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.geo.read.raster import read_window
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 
 CLASSES = ("dark", "bright")
 

@@ -29,7 +29,7 @@ from vitdomains.core.geo.map.scene import (
     unpack,
 )
 from vitdomains.core.geo.styles import Labels
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 
 TILE, STEP = 16, 8
 PLACES = {

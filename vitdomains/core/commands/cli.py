@@ -27,13 +27,13 @@ from vitdomains.core.evaluation.report import terminal_table, write_report
 from vitdomains.core.explain import METHODS
 from vitdomains.core.explain.render import WRITTEN, explain_file, faithfulness_text, write_explained
 from vitdomains.core.export.command import export
+from vitdomains.core.inference.backend import PRECISIONS
+from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.inference.runtimes import RUNTIMES
+from vitdomains.core.inference.table import write_predictions
 from vitdomains.core.memory import free_memory, measured_memory
-from vitdomains.core.predict import Predictor
 from vitdomains.core.process import helps_another, restart_with_tuned_allocator
-from vitdomains.core.results import write_predictions
 from vitdomains.core.review_command import reviews
-from vitdomains.core.runtime_choice import PRECISIONS
-from vitdomains.core.runtimes import RUNTIMES
 from vitdomains.core.terminal import console, shown_progress
 
 logger = logging.getLogger(__name__)

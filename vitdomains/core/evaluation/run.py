@@ -20,7 +20,7 @@ from vitdomains.core.data.manifest import labels
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.evaluation.baselines import floors, thumbnail
 from vitdomains.core.evaluation.evaluate import evaluate
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.tasks import Kind
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from vitdomains.core.explain.api import CLASS_AGNOSTIC, Heatmap, heatmaps
 from vitdomains.core.explain.files import publication_figure, to_geotiff, write_png
 from vitdomains.core.explain.inspection import attention_blocks
 from vitdomains.core.explain.overlay import composite, overlay, panel, to_original
-from vitdomains.core.predict import Predictor
+from vitdomains.core.inference.predictor import Predictor
 
 WRITTEN = (".png", ".pdf", ".svg", ".tif")
 

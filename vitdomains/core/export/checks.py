@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitdomains.core.errors import ExportError
-from vitdomains.core.runtimes import Forward
+from vitdomains.core.inference.runtimes import Forward
 from vitdomains.core.tasks import Task
 
 BATCHES = (1, 3, 8)

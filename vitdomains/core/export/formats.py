@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from vitdomains.core.errors import ExportError
-from vitdomains.core.runtimes import available
+from vitdomains.core.inference.runtimes import available
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from vitdomains.core.export.formats import BF16_TOLERANCE, FORMATS, chosen_forma
 from vitdomains.core.export.layer_errors import KindError, Remedy, blame, by_kind, kind_of, remedies
 from vitdomains.core.export.reference import end_to_end, of_logits
 from vitdomains.core.export.workbench import HELD_IN_FP16, Options, Workbench
+from vitdomains.core.inference.runtimes import Forward, session
 from vitdomains.core.process import has_fast_bf16
-from vitdomains.core.runtimes import Forward, session
 
 PREPROCESSED = "with_preprocessing/"
 """Before the name of a format whose artefact takes images instead of normalised arrays: in the record and of its file."""

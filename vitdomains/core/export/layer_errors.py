@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 
 from vitdomains.core.export.checks import Yardstick
-from vitdomains.core.runtimes import Forward
+from vitdomains.core.inference.runtimes import Forward
 
 _HOLDERS = frozenset(
     ("blocks", "block", "layers", "layer", "stages", "stage", "features", "model", "backbone", "encoder")

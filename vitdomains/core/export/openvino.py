@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from vitdomains.core.runtimes import openvino_module
+from vitdomains.core.inference.runtimes import openvino_module
 
 
 def to_openvino(

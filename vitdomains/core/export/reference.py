@@ -17,7 +17,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.evaluation.run import OnProgress
 from vitdomains.core.export.checks import BATCHES, Yardstick
 from vitdomains.core.export.wrap import EndToEnd
-from vitdomains.core.runtimes import session
+from vitdomains.core.inference.runtimes import session
 
 
 @dataclass(frozen=True)

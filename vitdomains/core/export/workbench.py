@@ -22,7 +22,7 @@ from vitdomains.core.export.onnx import OPSET, layer_of, to_fp16, to_onnx
 from vitdomains.core.export.openvino import to_openvino
 from vitdomains.core.export.reference import Source
 from vitdomains.core.export.torch_formats import to_pt2, to_torchscript
-from vitdomains.core.runtimes import Forward
+from vitdomains.core.inference.runtimes import Forward
 
 HELD_IN_FP16 = (nn.Linear, nn.Conv2d, nn.LayerNorm)
 """Modules that fp16 can leave in float32; INT8 holds the linear layers and convolutions among them."""

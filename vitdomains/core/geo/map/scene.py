@@ -24,7 +24,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, prepare, resized_spe
 from vitdomains.core.errors import ImageError
 from vitdomains.core.executors import Work
 from vitdomains.core.geo.map.tiles_table import tile_table
-from vitdomains.core.predict import Predictor, batched
+from vitdomains.core.inference.predictor import Predictor, batched
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

@@ -19,8 +19,8 @@ from typing import Any
 from vitdomains.core.bundle import WEIGHTS, Bundle
 from vitdomains.core.errors import BundleError
 from vitdomains.core.files import write_text
+from vitdomains.core.inference.runtimes import available
 from vitdomains.core.process import has_fast_bf16
-from vitdomains.core.runtimes import available
 
 logger = logging.getLogger(__name__)
 

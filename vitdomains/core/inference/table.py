@@ -14,7 +14,7 @@ import pandas as pd
 
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.predict import Prediction, Predictor, Record
+from vitdomains.core.inference.predictor import Prediction, Predictor, Record
 
 
 def write_predictions(

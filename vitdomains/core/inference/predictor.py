@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ImageError
+from vitdomains.core.inference.backend import PROBE_SECONDS, Way, choose, possible_ways
+from vitdomains.core.inference.runtimes import in_bf16, session
 from vitdomains.core.process import physical_cores
-from vitdomains.core.runtime_choice import PROBE_SECONDS, Way, choose, possible_ways
-from vitdomains.core.runtimes import in_bf16, session
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""From a bundle and files to scores: predictor, runtimes and tables of predictions."""
