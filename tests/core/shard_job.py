@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vitdomains.core.executors import Work
-from vitdomains.core.shards import Shard, plan_shards, run_shards, verify_shards
+from vitdomains.core.jobs.pool import Work
+from vitdomains.core.jobs.shards import Shard, plan_shards, run_shards, verify_shards
 
 BAD = "t00007"
 """This tile cannot be read: a row with an error."""

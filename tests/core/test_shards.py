@@ -15,8 +15,8 @@ import pytest
 
 from tests.core.shard_job import BAD, LETHAL, MakeWork, plan
 from vitdomains.core.errors import BundleError, ConfigError, ManifestError
-from vitdomains.core.executors import Work
-from vitdomains.core.shards import finished, merge_shards, plan_shards, run_shards, verify_shards
+from vitdomains.core.jobs.pool import Work
+from vitdomains.core.jobs.shards import finished, merge_shards, plan_shards, run_shards, verify_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -183,6 +183,6 @@ def test_a_tile_that_kills_its_workers_becomes_a_row_with_an_error(tmp_path: Pat
 
 
 def test_workers_that_never_live_end_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vitdomains.core.executors.DEATHS", 2)
+    monkeypatch.setattr("vitdomains.core.jobs.pool.DEATHS", 2)
     with pytest.raises(ConfigError, match="2 workers died one after the other.*exit code 3"):
         run_shards(plan(tmp_path, 20), tmp_path, broken, executor="processes")

@@ -27,7 +27,7 @@ from vitdomains.core.geo.styles import Labels
 from vitdomains.core.inference.backend import PRECISIONS
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import RUNTIMES
-from vitdomains.core.shards import Executor
+from vitdomains.core.jobs.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.satellite.sensors import band_named, catalogue_names, sensor_named
 from vitdomains.satellite.stack import read_scene

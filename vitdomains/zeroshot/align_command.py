@@ -12,7 +12,7 @@ import numpy as np
 
 from vitdomains.core.domain import Domain
 from vitdomains.core.files import write_text
-from vitdomains.core.shards import OnProgress
+from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.zeroshot.align import Alignment, Trained, align, top_one
 from vitdomains.zeroshot.align_data import Pairs, class_prompts, hold_out, read_pairs

@@ -11,7 +11,7 @@ import pandas as pd
 
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.evaluation.evaluate import evaluate
-from vitdomains.core.shards import OnProgress
+from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.zeroshot.label import DEFAULT_COMPUTE, DEFAULT_OPTIONS, Compute, Options, embed_tiles, text_classifier
 from vitdomains.zeroshot.plan import TilePlan
 from vitdomains.zeroshot.prompts import PromptSet, single_prompt

@@ -21,7 +21,7 @@ from vitdomains.core.evaluation.evaluate import summary
 from vitdomains.core.evaluation.report import terminal_table, write_report
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
-from vitdomains.core.shards import Executor
+from vitdomains.core.jobs.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.zeroshot.assess import VARIANTS, assess
 from vitdomains.zeroshot.embeddings import open_index

@@ -1,6 +1,6 @@
 """The worker that turns tiles into embeddings: it decodes ahead in threads, computes in batches of one size, keeps no state.
 
-Runs in any executor of ``core/shards.py``. A batch that is not full is filled up, so that what a tile gets does not depend on
+Runs in any executor of ``core/jobs/shards.py``. A batch that is not full is filled up, so that what a tile gets does not depend on
 which others could not be read.
 """
 
@@ -24,9 +24,9 @@ import torch
 
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ImageError, WeightsError
-from vitdomains.core.executors import Work
 from vitdomains.core.geo.map.scene import Strip, strips
 from vitdomains.core.image_tower import ImageTower
+from vitdomains.core.jobs.pool import Work
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings import About
 from vitdomains.zeroshot.reader import read_image, read_pixels

@@ -24,10 +24,10 @@ import pyarrow as pa
 
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.executors import MakeWorker
 from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.geo.map.run import Means
-from vitdomains.core.shards import OnProgress, iter_shards, plan_shards, run_shards, verify_shards
+from vitdomains.core.jobs.pool import MakeWorker
+from vitdomains.core.jobs.shards import OnProgress, iter_shards, plan_shards, run_shards, verify_shards
 from vitdomains.zeroshot.plan import KEY_DIGITS
 
 Floats = npt.NDArray[np.float32]

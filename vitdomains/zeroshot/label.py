@@ -23,12 +23,12 @@ import pandas as pd
 
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.executors import MakeWorker
 from vitdomains.core.files import write_text
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import tile_table
 from vitdomains.core.geo.map.vectors import write_geoparquet
-from vitdomains.core.shards import OnProgress
+from vitdomains.core.jobs.pool import MakeWorker
+from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.zeroshot.classify import Classifier, calibrated, corrected_for_prior, decide, reweighted
 from vitdomains.zeroshot.embed import MakeEmbedder, about_towers, make_work
 from vitdomains.zeroshot.embeddings import Index, add_tiles, open_index

@@ -23,7 +23,7 @@ from vitdomains.core.geo.map.vectors import write_geoparquet, write_vectors
 from vitdomains.core.geo.read.raster import describe_raster
 from vitdomains.core.geo.read.scene_paths import BESIDE, files_of
 from vitdomains.core.geo.styles import Labels
-from vitdomains.core.shards import Executor, OnProgress, Shard, iter_shards, plan_shards, run_shards, verify_shards
+from vitdomains.core.jobs.shards import Executor, OnProgress, Shard, iter_shards, plan_shards, run_shards, verify_shards
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A scene through a model: tiles are read ahead in strips, go through in batches, and leave a row each.
 
-The worker of a job in shards (``core/shards.py``). A tile with too little data is skipped; one that cannot be read becomes a
+The worker of a job in shards (``core/jobs/shards.py``). A tile with too little data is skipped; one that cannot be read becomes a
 row with an error. Where only a part of a tile holds data, the row carries which cells do, so that the map can be drawn
 without reading the scene again.
 """
@@ -22,9 +22,9 @@ from torch import Tensor
 
 from vitdomains.core.data.preprocess import PreprocessSpec, prepare, resized_spec
 from vitdomains.core.errors import ImageError
-from vitdomains.core.executors import Work
 from vitdomains.core.geo.map.tiles_table import tile_table
 from vitdomains.core.inference.predictor import Predictor, batched
+from vitdomains.core.jobs.pool import Work
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from vitdomains.core.errors import ConfigError, VitDomainsError
-from vitdomains.core.executors import MakeWorker, Report, limit_threads
+from vitdomains.core.jobs.pool import MakeWorker, Report, limit_threads
 
 logger = logging.getLogger(__name__)
 

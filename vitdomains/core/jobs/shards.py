@@ -22,9 +22,9 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.executors import MakeWorker, Processes, Task, by_crew, inline, threads_per_worker
 from vitdomains.core.files import write_atomically, write_text
-from vitdomains.core.ray_actors import RayActors
+from vitdomains.core.jobs.pool import MakeWorker, Processes, Task, by_crew, inline, threads_per_worker
+from vitdomains.core.jobs.ray_pool import RayActors
 
 logger = logging.getLogger(__name__)
 

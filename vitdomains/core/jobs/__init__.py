@@ -1,0 +1,1 @@
+"""Resumable jobs over shards, on process pools or a Ray cluster."""
