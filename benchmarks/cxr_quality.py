@@ -39,7 +39,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.data.splits import grouped_folds
 from vitdomains.core.features import split_frozen
 from vitdomains.core.feeds import frozen_tokens, frozen_weights_hash
-from vitdomains.core.metrics import auroc
+from vitdomains.core.metrics.scores import auroc
 from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.tasks import build_task
 from vitdomains.core.terminal import set_up_logging

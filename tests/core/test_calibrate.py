@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitdomains.core import metrics
-from vitdomains.core.calibrate import calibration_notes, choose_thresholds, fit_temperature
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.metrics import scores
+from vitdomains.core.metrics.calibrate import calibration_notes, choose_thresholds, fit_temperature
 
 
 def sigmoid(z):
@@ -41,7 +41,7 @@ def test_singlelabel_temperature_is_recovered_and_lowers_the_nll():
     def softmax(logits):
         return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
 
-    assert metrics.nll(y, softmax(z * 2.5 / found)) < metrics.nll(y, softmax(z * 2.5))
+    assert scores.nll(y, softmax(z * 2.5 / found)) < scores.nll(y, softmax(z * 2.5))
     with pytest.raises(ConfigError, match="one temperature"):
         fit_temperature(z, y, "singlelabel", per_class=True)
 
@@ -69,15 +69,15 @@ def test_thresholds_do_what_their_rule_says(seed, n, distinct):
         return metric(y, s, threshold=threshold)
 
     def youden(threshold):
-        return at(metrics.sensitivity, threshold) + at(metrics.specificity, threshold)
+        return at(scores.sensitivity, threshold) + at(scores.specificity, threshold)
 
     (best,) = choose_thresholds(y[:, None], s[:, None], "youden")
     assert youden(best) == pytest.approx(max(youden(t) for t in trial))
     (best,) = choose_thresholds(y[:, None], s[:, None], "f1")
-    assert at(metrics.f1, best) == pytest.approx(max(at(metrics.f1, t) for t in trial))
+    assert at(scores.f1, best) == pytest.approx(max(at(scores.f1, t) for t in trial))
     for rule, reached, other in (
-        ("sensitivity", metrics.sensitivity, metrics.specificity),
-        ("specificity", metrics.specificity, metrics.sensitivity),
+        ("sensitivity", scores.sensitivity, scores.specificity),
+        ("specificity", scores.specificity, scores.sensitivity),
     ):
         (chosen,) = choose_thresholds(y[:, None], s[:, None], rule, 0.8)
         assert at(reached, chosen) >= 0.8

@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.evaluation import plots
 from vitdomains.core.evaluation.evaluate import evaluate, headline, predictions_table, terminal_table, write_report
-from vitdomains.core.metrics import BINARY_METRICS
+from vitdomains.core.metrics.scores import BINARY_METRICS
 
 NASTY = "<b>Mass</b> & $x_1$ [red]"
 CLASSES = ["Effusion", NASTY, "Hernia"]

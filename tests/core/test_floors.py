@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitdomains.core import metrics
 from vitdomains.core.evaluation.baselines import floors, thumbnail
+from vitdomains.core.metrics import scores as metrics
 
 
 def sample(n, seed):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.bootstrap import draw, interval
+from vitdomains.core.metrics.bootstrap import draw, interval
 from vitdomains.core.review import parse_answers
 from vitdomains.core.review_schema import Answer, ReviewError
 

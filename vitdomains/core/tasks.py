@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vitdomains.core.config.schema import Recipe
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.metrics import accuracy, auroc
+from vitdomains.core.metrics.scores import accuracy, auroc
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.calibrate import calibration_notes, choose_thresholds, fit_temperature
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, probability_columns
+from vitdomains.core.metrics.calibrate import calibration_notes, choose_thresholds, fit_temperature
 from vitdomains.core.tasks import Kind as TaskKind
 from vitdomains.core.tasks import build_task
 from vitdomains.zeroshot.prompts import PromptSet

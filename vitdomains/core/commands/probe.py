@@ -24,7 +24,6 @@ from torch import nn
 
 from vitdomains.core import pipeline
 from vitdomains.core.backbones import TransformersClassifier, build_model, describe
-from vitdomains.core.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.config.parse import parse_config, take_overrides
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.dataset import ImageDataset
@@ -37,6 +36,7 @@ from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.evaluation.baselines import METRICS, logistic_scores
 from vitdomains.core.evaluation.run import OnProgress
 from vitdomains.core.files import write_text
+from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.process import has_fast_bf16, physical_cores
 from vitdomains.core.tasks import Kind
 from vitdomains.core.terminal import console, shown_progress

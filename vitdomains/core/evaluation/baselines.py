@@ -22,9 +22,9 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from vitdomains.core import metrics
-from vitdomains.core.bootstrap import Draws, draw, estimate, replicate
-from vitdomains.core.calibrate import Kind
+from vitdomains.core.metrics import scores as metrics
+from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
+from vitdomains.core.metrics.calibrate import Kind
 from vitdomains.core.weighting import Array, Indices, Metric, class_indices
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core import metrics
-from vitdomains.core.bootstrap import LEVEL, Draws, draw, estimate, replicate
-from vitdomains.core.calibrate import Kind
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.evaluation.report import finite, terminal_table, write_report
+from vitdomains.core.metrics import scores as metrics
+from vitdomains.core.metrics.bootstrap import LEVEL, Draws, draw, estimate, replicate
+from vitdomains.core.metrics.calibrate import Kind
 from vitdomains.core.weighting import Array, Mask, class_indices, mean_defined
 
 __all__ = ["MIN_SUBGROUP", "evaluate", "headline", "predictions_table", "summary", "terminal_table", "write_report"]

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vitdomains.core.metrics import bin_indices, top_label
+from vitdomains.core.metrics.scores import bin_indices, top_label
 from vitdomains.core.weighting import Array, Mask, class_indices
 
 INK = "#1a1b1e"

@@ -12,7 +12,6 @@ import pandas as pd
 from torch import nn
 
 from vitdomains.core.bundle import Bundle
-from vitdomains.core.calibrate import choose_thresholds, fit_temperature
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.loading import batches
@@ -21,6 +20,7 @@ from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.evaluation.baselines import floors, thumbnail
 from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.metrics.calibrate import choose_thresholds, fit_temperature
 from vitdomains.core.tasks import Kind
 
 logger = logging.getLogger(__name__)

@@ -122,7 +122,7 @@ def grouped_bootstrap(
     """A metric with its 95 % percentile interval over groups: (value, low, high).
 
     Args:
-        metric: One of the functions of ``vitdomains.core.metrics``.
+        metric: One of the functions of ``vitdomains.core.metrics.scores``.
         y_true: [N] or [N, K] labels; NaN is unknown.
         y_score: The scores.
         groups: [N] resampling units, e.g. patients.

@@ -1,0 +1,1 @@
+"""Pure functions of labels and scores: metrics, bootstrap intervals, calibration."""
