@@ -27,7 +27,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from vitdomains.core.backbones import build_model
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.augment import build_augment
@@ -37,9 +36,10 @@ from vitdomains.core.data.loading import batches
 from vitdomains.core.data.manifest import Manifest, take
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.data.splits import grouped_folds
-from vitdomains.core.features import split_frozen
 from vitdomains.core.feeds import frozen_tokens, frozen_weights_hash
 from vitdomains.core.metrics.scores import auroc
+from vitdomains.core.models.build import build_model
+from vitdomains.core.models.introspect import split_frozen
 from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.tasks import build_task
 from vitdomains.core.terminal import set_up_logging

@@ -28,7 +28,6 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.core.test_backbones import FAMILIES
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.dataset import ImageDataset
@@ -39,6 +38,7 @@ from vitdomains.core.export.formats import FORMATS, reason_against
 from vitdomains.core.export.job import export_bundle
 from vitdomains.core.export.workbench import Options
 from vitdomains.core.files import write_text
+from vitdomains.core.models.build import build_model
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.cxr.film import read_image
 from vitdomains.cxr.phantom import make_phantoms

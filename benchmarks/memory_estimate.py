@@ -17,10 +17,10 @@ from typing import Any
 
 from harness import write_result
 
-from vitdomains.core.backbones import build_model
 from vitdomains.core.config.schema import Config, Model, Recipe, Run
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.memory import measured_memory, training_memory
+from vitdomains.core.models.build import build_model
 from vitdomains.core.process import restart_with_tuned_allocator
 
 _log = logging.getLogger("memory_estimate")

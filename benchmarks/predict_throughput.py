@@ -31,7 +31,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.dataset import ImageDataset
@@ -41,6 +40,7 @@ from vitdomains.core.export.job import export_bundle
 from vitdomains.core.export.workbench import Options
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import session
+from vitdomains.core.models.build import build_model
 from vitdomains.core.process import has_fast_bf16, physical_cores, restart_with_tuned_allocator
 from vitdomains.cxr.film import read_image
 from vitdomains.cxr.phantom import make_phantoms

@@ -28,7 +28,6 @@ from rich.console import Console
 from rich.table import Table
 
 from vitdomains.core import pipeline
-from vitdomains.core.backbones import build_model, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.commands.probe import probe
 from vitdomains.core.config.parse import parse_config
@@ -39,6 +38,7 @@ from vitdomains.core.data.loading import batches
 from vitdomains.core.data.manifest import labels, subset
 from vitdomains.core.domain import domain_reader
 from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.models.build import build_model, portable_spec
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import load_teacher

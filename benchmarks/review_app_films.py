@@ -18,10 +18,10 @@ from rich.progress import track
 from apps.films.engine import Engine
 from apps.films.worklist import Worklist, identity
 from apps.shared.bundle_info import read_facts
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
+from vitdomains.core.models.build import build_model
 from vitdomains.cxr.phantom import PHANTOM_FINDINGS, make_phantoms
 
 MODEL, INPUT, PIXELS, DRAWN = "vit_small_patch16_384", 384, 1024, 64

@@ -39,7 +39,6 @@ import torch
 from harness import interleave, write_result
 from rasterio.windows import Window
 
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, read_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
@@ -47,6 +46,7 @@ from vitdomains.core.geo.map.run import Means, Scene, Tiling, draw, label_scenes
 from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.geo.styles import Labels
 from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.models.build import build_model
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.satellite.map import CACHE_MB
 from vitdomains.satellite.reader import read_image, window_reader

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from harness import interleave, write_result
 from torch import nn
 
-from vitdomains.core.vit import vit
+from vitdomains.core.models.vit import vit
 
 _log = logging.getLogger("train_step")
 TIMM = {"Ti": "vit_tiny_patch16_384", "S": "vit_small_patch16_384", "B": "vit_base_patch16_384"}

@@ -21,13 +21,13 @@ from harness import write_result
 from rich.console import Console
 from rich.table import Table
 
-from vitdomains.core.backbones import build_model
 from vitdomains.core.config.schema import Config, Model, Recipe, Run
 from vitdomains.core.data.augment import build_augment
 from vitdomains.core.data.dataset import ImageDataset, warm
 from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import make_manifest, take
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
+from vitdomains.core.models.build import build_model
 from vitdomains.core.recipe import parameter_groups
 from vitdomains.core.tasks import build_task
 from vitdomains.core.train import fit

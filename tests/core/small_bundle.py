@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from tests.core import toy
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Data, Model
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import subset
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
+from vitdomains.core.models.build import build_model
 
 MODEL = Model(name="vit:Ti/8", channels=1, options={"depth": 2})
 SPEC = PreprocessSpec(toy.SIZE, toy.SIZE, "letterbox", 1, (0.3,), (0.2,))

@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vitdomains.core.backbones import (
+from vitdomains.core.config.schema import Model
+from vitdomains.core.errors import ConfigError
+from vitdomains.core.models.build import (
     build_model,
     default_mean_std,
     describe,
@@ -24,8 +26,6 @@ from vitdomains.core.backbones import (
     portable_spec,
     split_frozen,
 )
-from vitdomains.core.config.schema import Model
-from vitdomains.core.errors import ConfigError
 
 VIT = {"depth": 3, "embed_dim": 48, "num_heads": 2}
 SWIN = {"depths": (2, 2, 2, 2), "embed_dim": 24, "num_heads": (1, 2, 2, 4), "window_size": 2}

@@ -19,12 +19,12 @@ from vitdomains.bench.cases import Case, Subject, bundle_subject, case_from_json
 from vitdomains.bench.processes import prepare, resident, work_folder
 from vitdomains.bench.run import Options, bench
 from vitdomains.bench.timing import environment, interleave, machine, rounds, summary
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, update_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.evaluation.plots import render
+from vitdomains.core.models.build import build_model
 
 SUBJECT = Subject("small", "timm:mobilenetv3_small_050", 32, 32)
 REPEATS = 3

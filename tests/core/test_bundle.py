@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, load_model, read_bundle, update_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import BundleError
+from vitdomains.core.models.build import build_model
 
 MODEL = Model(name="vit:Ti/16", channels=1, image_size=32, options={"depth": 1})
 

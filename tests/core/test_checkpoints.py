@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vitdomains.core.backbones import build_model
-from vitdomains.core.checkpoints import adapt_channels, canonical, from_flax, implied_options, unwrap
 from vitdomains.core.config.schema import Model
-from vitdomains.core.vit import VisionTransformer, vit
+from vitdomains.core.models.build import build_model
+from vitdomains.core.models.state_dicts import adapt_channels, canonical, from_flax, implied_options, unwrap
+from vitdomains.core.models.vit import VisionTransformer, vit
 
 TINY = {"width": 32, "heads": 2, "depth": 3, "image_size": 64}
 TRANSFORMERS = {

@@ -14,10 +14,10 @@ from torch import nn
 
 from tests.core import toy
 from tests.core.test_train import run
-from vitdomains.core.backbones import build_model
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.headstart import fit_head, head_inputs, linear_head
+from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
 
 

@@ -11,11 +11,11 @@ import torch
 
 from tests.core import toy
 from tests.core.test_backbones import HF, SWIN, VIT
-from vitdomains.core.backbones import build_model
 from vitdomains.core.commands import cli
 from vitdomains.core.commands.probe import headless, knn_scores, linear_probe
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.models.build import build_model
 
 ONE_HOT = np.eye(2)
 

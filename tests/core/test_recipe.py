@@ -21,11 +21,11 @@ from torch import nn
 from tests.core import toy
 from tests.core.test_backbones import HF, HF_SWIN, SWIN, VIT
 from tests.core.test_train import SPEC, apart, run
-from vitdomains.core.backbones import build_model, layer_ids
 from vitdomains.core.config.schema import Config, Model, Recipe
 from vitdomains.core.data.augment import build_augment
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import subset
+from vitdomains.core.models.build import build_model, layer_ids
 from vitdomains.core.recipe import (
     distillation_loss,
     learning_rate,

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from tests.core import toy
-from vitdomains.core.backbones import build_model
 from vitdomains.core.config.parse import validate
 from vitdomains.core.config.schema import Config, Model, Recipe
 from vitdomains.core.data.augment import build_augment
@@ -19,6 +18,7 @@ from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import subset
 from vitdomains.core.data.preprocess import PreprocessSpec, prepare, prepare_bits
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.models.build import build_model
 from vitdomains.core.recipe import region_loss
 from vitdomains.core.tasks import build_task
 from vitdomains.core.train import fit

@@ -13,7 +13,6 @@ from torch import Tensor
 from tests.core import toy
 from tests.core.test_train import SPEC, apart
 from vitdomains.core import pipeline
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import load_model
 from vitdomains.core.config.schema import Config, Model
 from vitdomains.core.data.augment import build_augment
@@ -22,6 +21,7 @@ from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import subset, take
 from vitdomains.core.data.preprocess import normalise
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import Teacher, load_teacher
 from vitdomains.core.tokens import stored_view

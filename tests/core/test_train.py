@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from tests.core import toy
-from vitdomains.core.backbones import build_model
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.augment import build_augment
 from vitdomains.core.data.dataset import ImageDataset
@@ -24,6 +23,7 @@ from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import Manifest, subset
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ConfigError, TrainingError
+from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import Teacher
 from vitdomains.core.train import FitResult, batches_in_group, fit

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from vitdomains.core import vit as module
 from vitdomains.core.attention import attend
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.models import vit as module
+from vitdomains.core.models.vit import SIZES, VisionTransformer, vit
 from vitdomains.core.positions import resample_positions
-from vitdomains.core.vit import SIZES, VisionTransformer, vit
 
 
 def perturb(model: nn.Module) -> nn.Module:

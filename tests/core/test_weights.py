@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vitdomains.core import weights
-from vitdomains.core.backbones import build_model, describe
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import WeightsError
-from vitdomains.core.vit import vit
+from vitdomains.core.models import weights
+from vitdomains.core.models.build import build_model, describe
+from vitdomains.core.models.vit import vit
 
 OPTIONS = {"depth": 2}
 

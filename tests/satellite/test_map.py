@@ -24,12 +24,12 @@ import rasterio
 import torch
 from affine import Affine
 
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import Bundle, read_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import BundleError, ConfigError, ImageError, ManifestError
 from vitdomains.core.geo.read.scene_paths import find_input
+from vitdomains.core.models.build import build_model
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.map import map_command, tile_side
 

@@ -13,10 +13,10 @@ from PIL import Image
 from transformers import CLIPVisionModel, pipeline
 
 from tests.zeroshot import tiny
-from vitdomains.core.backbones import build_model
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import WeightsError
-from vitdomains.core.image_tower import text_head
+from vitdomains.core.models.build import build_model
+from vitdomains.core.models.image_tower import text_head
 from vitdomains.zeroshot.towers import clip_zero_shot_classification, load_parts, load_towers
 
 CLASSES = ["forest", "river or lake", "residential buildings", "parking lot"]

@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdomains.bench.cases import Case, Subject
-from vitdomains.core.backbones import build_model
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.inference.runtimes import session
+from vitdomains.core.models.build import build_model
 
 Call = Callable[[], object]
 

@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitdomains.core.backbones import build_model
-from vitdomains.core.checkpoint import load_weights, save_weights
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import BundleError
 from vitdomains.core.files import write_text
+from vitdomains.core.models.build import build_model
+from vitdomains.core.models.weights import load_weights, save_weights
 from vitdomains.core.tasks import Kind, Task, build_task
 
 FORMAT_VERSION = 1

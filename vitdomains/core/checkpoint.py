@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from vitdomains.core.errors import TrainingError
 from vitdomains.core.files import write_atomically, write_text
@@ -42,17 +40,6 @@ def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
             hint="Resume with the same configuration, choose another --run.dir, or start anew with --run.overwrite true.",
         )
     return state
-
-
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights as safetensors; each tensor on its own storage, on the CPU."""
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    write_atomically(path, lambda part: save_file(own, part))
-
-
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Read weights written by ``save_weights``."""
-    return load_file(path)
 
 
 class RunLog:

@@ -19,7 +19,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from vitdomains.core.backbones import ModelInfo, build_model, default_mean_std, describe, portable_spec
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Config, Data
 from vitdomains.core.config.warnings import lint
@@ -38,6 +37,7 @@ from vitdomains.core.explain.render import example_pictures
 from vitdomains.core.files import write_text
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.memory import training_memory
+from vitdomains.core.models.build import ModelInfo, build_model, default_mean_std, describe, portable_spec
 from vitdomains.core.process import helps_another, physical_cores
 from vitdomains.core.tasks import build_task
 from vitdomains.core.teacher import load_teacher

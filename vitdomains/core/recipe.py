@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdomains.core.config.schema import Recipe
-from vitdomains.core.features import layer_ids, no_decay_names
+from vitdomains.core.models.introspect import layer_ids, no_decay_names
 from vitdomains.core.tasks import Task
 
 

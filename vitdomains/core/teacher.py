@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitdomains.core.backbones import build_model, default_mean_std
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.config.schema import Config, Model
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.feeds import Forward
+from vitdomains.core.models.build import build_model, default_mean_std
 from vitdomains.core.tokens import stored_view
 
 Teach = Callable[[Tensor, Sequence[str], int], Tensor]

@@ -25,8 +25,8 @@ from vitdomains.core.checkpoint import load_state, save_state
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import TrainingError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.image_tower import ImageTower
 from vitdomains.core.jobs.shards import OnProgress
+from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.zeroshot.align_data import Pairs
 from vitdomains.zeroshot.contrastive import LOSSES, Encode, Loss, backward
 from vitdomains.zeroshot.prompts import PromptSet, class_embeddings, single_prompt

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdomains.core.errors import WeightsError
-from vitdomains.core.weights import read_state
+from vitdomains.core.models.weights import read_state
 from vitdomains.zeroshot.towers import Parts, first_line, without_bars
 
 Pooling = Literal["class", "mean"]

@@ -25,8 +25,8 @@ import torch
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ImageError, WeightsError
 from vitdomains.core.geo.map.scene import Strip, strips
-from vitdomains.core.image_tower import ImageTower
 from vitdomains.core.jobs.pool import Work
+from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings import About
 from vitdomains.zeroshot.reader import read_image, read_pixels

@@ -18,7 +18,7 @@ from torch import Tensor
 from vitdomains.core.bundle import file_sha256
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.files import write_text
-from vitdomains.core.weights import read_state
+from vitdomains.core.models.weights import read_state
 from vitdomains.zeroshot.clip_tokenizer import clip_tokenizer
 from vitdomains.zeroshot.towers import Parts, first_line, load_parts
 

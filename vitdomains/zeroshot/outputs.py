@@ -21,7 +21,7 @@ from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Config, Data, Run, Source
 from vitdomains.core.files import write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
-from vitdomains.core.image_tower import text_head
+from vitdomains.core.models.image_tower import text_head
 from vitdomains.zeroshot.classify import Classifier, top_k
 from vitdomains.zeroshot.embeddings import About
 from vitdomains.zeroshot.towers import Towers

@@ -11,13 +11,13 @@ import torch
 import transformers
 from torch import nn
 
-from vitdomains.core.backbones import TransformersClassifier
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import CLASS_AGNOSTIC, METHODS, explain
 from vitdomains.core.explain.attention import capture
 from vitdomains.core.explain.inspection import attention_blocks
 from vitdomains.core.explain.layout import Layout
-from vitdomains.core.vit import vit
+from vitdomains.core.models.build import TransformersClassifier
+from vitdomains.core.models.vit import vit
 
 ATTENTION_METHODS = ("rollout", "gradient_rollout", "relevance")
 HF = {

@@ -13,7 +13,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, geometry
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import faithfulness as faith
 from vitdomains.core.explain.api import heatmaps, unit_range
-from vitdomains.core.vit import vit
+from vitdomains.core.models.vit import vit
 
 SIDE = 32
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from vitdomains.core.explain.relevance import gradient_relevance, gradient_rollout, rollout
-from vitdomains.core.vit import vit
+from vitdomains.core.models.vit import vit
 
 SIZE = 48
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}

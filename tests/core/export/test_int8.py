@@ -16,7 +16,7 @@ from vitdomains.core.export.int8 import calibrate, quantize_dynamic, quantize_op
 from vitdomains.core.export.onnx import layer_of, read_metadata, to_onnx
 from vitdomains.core.export.openvino import to_openvino
 from vitdomains.core.inference.runtimes import Forward, openvino_module, session
-from vitdomains.core.vit import vit
+from vitdomains.core.models.vit import vit
 
 
 class Convolutions(nn.Module):

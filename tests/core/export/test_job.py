@@ -21,7 +21,7 @@ from vitdomains.core.export.onnx import read_metadata
 from vitdomains.core.export.workbench import Options
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import session
-from vitdomains.core.vit import vit
+from vitdomains.core.models.vit import vit
 
 Made = tuple[Bundle, tuple[Exported, ...]]
 
@@ -97,8 +97,8 @@ def test_impossible_formats_are_refused_before_any_work(tmp_path: Path) -> None:
 
 def small_bundle_of(spec: Model, folder: Path) -> Bundle:
     """A bundle of any model, untrained."""
-    from vitdomains.core.backbones import build_model
     from vitdomains.core.bundle import write_bundle
+    from vitdomains.core.models.build import build_model
 
     bundle = Bundle(
         path=folder, domain="toy", task_kind="multilabel", classes=toy.CLASSES, model=spec, preprocess=small_bundle.SPEC,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.onnx import layer_of, read_metadata, to_fp16, to_onnx
 from vitdomains.core.inference.runtimes import session
-from vitdomains.core.vit import vit
+from vitdomains.core.models.vit import vit
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Where pretrained weights come from.
 
-Order: an explicit file, the local hub cache, the hub. The sha256 of the file is recorded. What cannot be had is an error.
-"""
+Order: an explicit file, the local hub cache, the hub. The sha256 of the file is recorded. What cannot be had is an error."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import hashlib
 import json
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,12 +19,26 @@ import numpy as np
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from vitdomains.core import checkpoints
-from vitdomains.core.checkpoints import State
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError, WeightsError
+from vitdomains.core.files import write_atomically
+from vitdomains.core.models import state_dicts
+from vitdomains.core.models.state_dicts import State
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights as safetensors; each tensor on its own storage, on the CPU."""
+    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+    write_atomically(path, lambda part: save_file(own, part))
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read weights written by ``save_weights``."""
+    return load_file(path)
+
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
@@ -177,11 +191,11 @@ def read_state(path: Path) -> State:
     """
     try:
         if path.suffix == ".safetensors":
-            return checkpoints.unwrap(load_file(path))
+            return state_dicts.unwrap(load_file(path))
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return checkpoints.from_flax(dict(arrays))
-        return checkpoints.unwrap(torch.load(path, map_location="cpu", weights_only=True))
+                return state_dicts.from_flax(dict(arrays))
+        return state_dicts.unwrap(torch.load(path, map_location="cpu", weights_only=True))
     except (
         OSError,
         KeyError,

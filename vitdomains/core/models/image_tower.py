@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitdomains.core import weights
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.fitting import load_into
+from vitdomains.core.models import weights
+from vitdomains.core.models.load import load_into
 
 PREFIX = "tower"
 """Family of the model's name in a bundle: ``tower:clip_vision_model``."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from vitdomains.core import checkpoints
-from vitdomains.core.checkpoints import State
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import WeightsError
-from vitdomains.core.features import layer_ids
-from vitdomains.core.weights import WeightsFile
+from vitdomains.core.models import state_dicts
+from vitdomains.core.models.introspect import layer_ids
+from vitdomains.core.models.state_dicts import State
+from vitdomains.core.models.weights import WeightsFile
 
 _log = logging.getLogger(__name__)
 ENOUGH = 0.9  # share of the parameters outside the head that a file must fill
@@ -28,9 +28,9 @@ def load_into(model: nn.Module, state: State, spec: Model, file: WeightsFile) ->
         WeightsError: Less than 90 % of the parameters outside the head are filled, and ``spec.allow_partial`` is false.
     """
     own = model.state_dict()
-    state = checkpoints.canonical(state)
-    if checkpoints.is_vit(state) and "pos_embed" in own and own["pos_embed"].ndim == 3:
-        state = checkpoints.resample_state(state, own["pos_embed"].shape, own["patch_embed.proj.weight"].shape)
+    state = state_dicts.canonical(state)
+    if state_dicts.is_vit(state) and "pos_embed" in own and own["pos_embed"].ndim == 3:
+        state = state_dicts.resample_state(state, own["pos_embed"].shape, own["patch_embed.proj.weight"].shape)
     elif convert := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
         state = dict(convert(state, model))
     state = _adapt_first_convolution(state, own, spec.channels)
@@ -48,7 +48,7 @@ def _adapt_first_convolution(state: State, own: State, channels: int) -> State:
         if value.ndim == 4 and given is not None and given.ndim == 4 and value.shape != given.shape:
             if value.shape[1] == channels and (value.shape[0], value.shape[2:]) == (given.shape[0], given.shape[2:]):
                 _log.info("%s: %d input channels made from %d", name, channels, given.shape[1])
-                return {**state, name: checkpoints.adapt_channels(given.float(), channels)}
+                return {**state, name: state_dicts.adapt_channels(given.float(), channels)}
             break
     return state
 
@@ -91,9 +91,9 @@ def load_transformers(model: nn.Module, state: State, spec: Model, file: Weights
             continue
         if name.endswith("embeddings.position_embeddings"):
             prefix = 2 if model.config.model_type == "deit" else 1  # type: ignore[union-attr]
-            state = checkpoints.resample_positions_of(state, name, target.shape, prefix)
+            state = state_dicts.resample_positions_of(state, name, target.shape, prefix)
         elif name.endswith("patch_embeddings.projection.weight") and target.shape[2:] == value.shape[2:]:
-            state = {**state, name: checkpoints.adapt_channels(value.float(), spec.channels)}
+            state = {**state, name: state_dicts.adapt_channels(value.float(), spec.channels)}
     quiet: Any = their_logging
     verbosity, bars = quiet.get_verbosity(), quiet.is_progress_bar_enabled()
     quiet.set_verbosity_error()

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.vit import VisionTransformer
+from vitdomains.core.models.vit import VisionTransformer
 
 STRIDES = (4, 8, 16, 32)
 _TOKENS = re.compile(

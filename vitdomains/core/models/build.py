@@ -15,11 +15,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from vitdomains.core import weights
-from vitdomains.core.checkpoints import canonical, implied_options
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.features import (
+from vitdomains.core.models import weights
+from vitdomains.core.models.image_tower import PREFIX, build_tower
+from vitdomains.core.models.introspect import (
     features,
     freeze,
     layer_ids,
@@ -29,9 +29,9 @@ from vitdomains.core.features import (
     split_frozen,
     trainable,
 )
-from vitdomains.core.fitting import load_into, load_transformers
-from vitdomains.core.image_tower import PREFIX, build_tower
-from vitdomains.core.vit import VisionTransformer, vit
+from vitdomains.core.models.load import load_into, load_transformers
+from vitdomains.core.models.state_dicts import canonical, implied_options
+from vitdomains.core.models.vit import VisionTransformer, vit
 
 __all__ = [
     "ModelInfo",
