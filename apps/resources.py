@@ -6,7 +6,7 @@ import streamlit as st
 
 from apps.shared.decisions import Ledger
 from apps.shared.drafts import Draft
-from vitdomains.core.review import ReviewStore
+from vitdomains.core.review.store import ReviewStore
 
 
 @st.cache_resource(show_spinner=False)

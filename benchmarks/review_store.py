@@ -25,7 +25,7 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.postgres import postgres_programs, running_postgres
-from vitdomains.core.review import Answer, Decision, ReviewStore
+from vitdomains.core.review.store import Answer, Decision, ReviewStore
 
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Effusion", "Mass", "Nodule", "Pneumothorax", "Consolidation", "Edema")
 PROCESSES = 4

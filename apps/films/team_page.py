@@ -14,7 +14,7 @@ from apps.films.session import Session
 from apps.shared.address import go
 from apps.shared.components import empty, problems, soft
 from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
-from vitdomains.core.review_export import export_table, to_csv, training_manifest
+from vitdomains.core.review.export import export_table, to_csv, training_manifest
 
 
 def team_page(session: Session) -> None:

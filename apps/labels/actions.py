@@ -14,8 +14,8 @@ from apps.shared.address import fail, go, say
 from apps.shared.components import label
 from apps.shared.drafts import Draft
 from vitdomains.core.errors import VitDomainsError
-from vitdomains.core.review import Answer, Decision, ReviewError
-from vitdomains.core.review_export import SUBJECT
+from vitdomains.core.review.export import SUBJECT
+from vitdomains.core.review.store import Answer, Decision, ReviewError
 
 AT_ONCE = 500
 """Decisions that are written together: a bulk accept shows how far it is."""

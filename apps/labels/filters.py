@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from apps.labels.labelling import Order, View
 from apps.labels.session import Session
 from apps.shared.address import address
-from vitdomains.core.review_agreement import readings
+from vitdomains.core.review.agreement import readings
 
 PAGE = 30
 STATUSES = {

@@ -16,8 +16,8 @@ from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.jobs.shards import OnProgress
-from vitdomains.core.review_agreement import consensus, readings
-from vitdomains.core.review_export import SUBJECT
+from vitdomains.core.review.agreement import consensus, readings
+from vitdomains.core.review.export import SUBJECT
 from vitdomains.zeroshot.label import Options, write_labels
 from vitdomains.zeroshot.outputs import write_label_bundle
 from vitdomains.zeroshot.plan import TilePlan, places_of

@@ -15,8 +15,8 @@ from apps.shared.address import go
 from apps.shared.components import empty, label, plain, problems, soft
 from apps.shared.decisions import Ledger
 from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
-from vitdomains.core.review import ReviewStore
-from vitdomains.core.review_export import export_table, to_csv
+from vitdomains.core.review.export import export_table, to_csv
+from vitdomains.core.review.store import ReviewStore
 
 
 def output_page(session: Session) -> None:

@@ -21,7 +21,7 @@ from apps.shared.address import address, go
 from apps.shared.components import empty, hold, label, plain, show_problem, soft
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
-from vitdomains.core.review import Answer
+from vitdomains.core.review.store import Answer
 
 KEYS = [*"123456789", *(f"Shift+{n}" for n in range(1, 10))]
 """Shortcuts of the first classes, in their order."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import streamlit as st
 
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.review import ReviewStore
+from vitdomains.core.review.store import ReviewStore
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 ALL_ROLES = frozenset({"reader", "adjudicator", "admin"})

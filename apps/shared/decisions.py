@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from vitdomains.core.review import Decision, ReviewStore
-from vitdomains.core.review_agreement import disagreements, readings
+from vitdomains.core.review.agreement import disagreements, readings
+from vitdomains.core.review.store import Decision, ReviewStore
 
 NO_ANSWERS = "{}"
 """The column ``answers`` of a decision that takes the one before back."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vitdomains.core.review import Answer, Decision, Region, ReviewError, Role
+from vitdomains.core.review.store import Answer, Decision, Region, ReviewError, Role
 
 IDLE_SECONDS = 300.0
 """A pause longer than this is no time spent on the film."""

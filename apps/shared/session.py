@@ -13,7 +13,7 @@ from apps.shared.address import address, go
 from apps.shared.components import hold, soft
 from apps.shared.decisions import Ledger
 from apps.shared.drafts import Draft
-from vitdomains.core.review import ReviewStore, Role
+from vitdomains.core.review.store import ReviewStore, Role
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import streamlit as st
 
 from apps.shared.components import empty, label, plain, problems, soft
 from apps.shared.session import Reviewing
-from vitdomains.core.review import Assignment, Role, deal
-from vitdomains.core.review_agreement import agreement, disagreements, readings
+from vitdomains.core.review.agreement import agreement, disagreements, readings
+from vitdomains.core.review.store import Assignment, Role, deal
 
 ROLES: tuple[Role, ...] = ("reader", "adjudicator", "admin")
 

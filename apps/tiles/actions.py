@@ -19,8 +19,8 @@ from apps.shared.session import finish_then
 from apps.tiles.filters import next_tile, next_unread
 from apps.tiles.session import TileSession
 from vitdomains.core.errors import VitDomainsError
-from vitdomains.core.review import Answer, Decision
-from vitdomains.core.review_export import SUBJECT
+from vitdomains.core.review.export import SUBJECT
+from vitdomains.core.review.store import Answer, Decision
 
 KEYED = 9
 """Classes that have a key of their own."""

@@ -21,8 +21,8 @@ from vitdomains.core.data.manifest import Manifest, make_manifest, write_manifes
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.read.raster import describe_raster, read_window
 from vitdomains.core.geo.read.scene_paths import files_of
-from vitdomains.core.review_agreement import Rule, consensus, readings
-from vitdomains.core.review_export import SUBJECT, training_manifest
+from vitdomains.core.review.agreement import Rule, consensus, readings
+from vitdomains.core.review.export import SUBJECT, training_manifest
 from vitdomains.satellite.stack import resolution_of
 
 FORMATS = {

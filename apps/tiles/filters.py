@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from apps.shared.address import address
 from apps.tiles.session import TileSession
-from vitdomains.core.review_agreement import UNSURE
-from vitdomains.core.review_export import SUBJECT
+from vitdomains.core.review.agreement import UNSURE
+from vitdomains.core.review.export import SUBJECT
 
 STATUSES = {
     "all": "all labelled tiles",

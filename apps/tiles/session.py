@@ -14,8 +14,8 @@ from apps.tiles.engine import TileEngine, scene_path
 from apps.tiles.options import TileOptions
 from apps.tiles.scene_image import SceneImage
 from apps.tiles.tile_list import TileList, read_tiles
-from vitdomains.core.review_agreement import readings
-from vitdomains.core.review_export import SUBJECT
+from vitdomains.core.review.agreement import readings
+from vitdomains.core.review.export import SUBJECT
 
 TITLE = "Satellite tile review"
 NOTICE = "Research use only: labels of a model, not a survey. Check them before anyone relies on them."

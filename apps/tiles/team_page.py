@@ -10,7 +10,7 @@ from apps.shared.team import agreement_part, assignments_part, check_part, roles
 from apps.tiles import export
 from apps.tiles.filters import TileFilters, in_sight
 from apps.tiles.session import TileSession
-from vitdomains.core.review_export import export_table, to_csv
+from vitdomains.core.review.export import export_table, to_csv
 
 RULES = {"unanimous": "all reviewers agree", "majority": "most reviewers agree"}
 

@@ -20,7 +20,7 @@ from apps.tiles.filters import TileFilters, colourings, in_sight
 from apps.tiles.map_page import no_tile
 from apps.tiles.map_pane import look_choices, map_pane
 from apps.tiles.session import TileSession
-from vitdomains.core.review_export import SUBJECT
+from vitdomains.core.review.export import SUBJECT
 
 PANEL_HEIGHT = 300
 CAUTION = (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_run import SmallRun, small_run
-from vitdomains.core.review import ReviewStore
+from vitdomains.core.review.store import ReviewStore
 
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
 

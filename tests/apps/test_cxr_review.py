@@ -16,7 +16,7 @@ from tests.apps.conftest import App
 from tests.apps.rows import listed, lists
 from tests.small_run import FINDINGS
 from vitdomains.core.bundle import file_sha256
-from vitdomains.core.review import Assignment
+from vitdomains.core.review.store import Assignment
 
 
 def texts(page: AppTest) -> str:

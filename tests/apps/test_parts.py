@@ -31,7 +31,7 @@ from tests.small_run import FINDINGS, SmallRun
 from vitdomains.core.data.preprocess import PreprocessSpec, geometry
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.inference.predictor import Predictor
-from vitdomains.core.review import Answer, Decision, ReviewError, ReviewStore
+from vitdomains.core.review.store import Answer, Decision, ReviewError, ReviewStore
 from vitdomains.cxr.display import read_display
 from vitdomains.cxr.film import read_image
 

@@ -27,7 +27,7 @@ from tests.small_map import CLASSES, SmallMap, small_map
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ImageError, ManifestError
 from vitdomains.core.geo.read.raster import describe_raster
-from vitdomains.core.review import Answer, Assignment, Decision, ReviewStore
+from vitdomains.core.review.store import Answer, Assignment, Decision, ReviewStore
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.map import map_command
 

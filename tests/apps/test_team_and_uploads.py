@@ -17,7 +17,7 @@ from tests.apps.conftest import App
 from tests.apps.rows import listed
 from tests.apps.test_cxr_review import click, texts
 from tests.small_run import FINDINGS, SmallRun
-from vitdomains.core.review import Answer, Decision, ReviewError
+from vitdomains.core.review.store import Answer, Decision, ReviewError
 
 
 def decide(app: App, worklist: Worklist, reviewer: str, row: int, verdict: str) -> None:

@@ -34,7 +34,7 @@ from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
-from vitdomains.core.review import Answer, Decision, ReviewStore
+from vitdomains.core.review.store import Answer, Decision, ReviewStore
 from vitdomains.zeroshot.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.prompts import make_prompts, read_classes

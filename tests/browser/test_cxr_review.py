@@ -16,7 +16,7 @@ import pytest
 from tests.browser.conftest import Serve
 from tests.browser.watched import Watched
 from tests.small_run import SmallRun
-from vitdomains.core.review import ReviewStore
+from vitdomains.core.review.store import ReviewStore
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

@@ -14,7 +14,7 @@ import pytest
 from tests.browser.conftest import Serve
 from tests.browser.watched import Watched
 from tests.small_map import CLASSES, SmallMap, small_map
-from vitdomains.core.review import Answer, ReviewStore
+from vitdomains.core.review.store import Answer, ReviewStore
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page

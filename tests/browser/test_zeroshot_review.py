@@ -16,7 +16,7 @@ from tests.zeroshot import tiny
 from vitdomains import satellite
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.geo.map.run import Means
-from vitdomains.core.review import ReviewStore
+from vitdomains.core.review.store import ReviewStore
 from vitdomains.zeroshot.label import Compute, label_tiles
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.prompts import read_classes

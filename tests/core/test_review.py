@@ -18,7 +18,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DBAPIError
 
 from tests.postgres import postgres_programs, running_postgres
-from vitdomains.core.review import Answer, Assignment, Decision, Head, Region, ReviewError, ReviewStore, deal
+from vitdomains.core.review.store import Answer, Assignment, Decision, Head, Region, ReviewError, ReviewStore, deal
 
 
 @pytest.fixture(scope="module")

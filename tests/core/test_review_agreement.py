@@ -13,8 +13,7 @@ from tests.core.toy import DOMAIN
 from vitdomains.core.bundle import file_sha256
 from vitdomains.core.data.manifest import labels, make_manifest, read_manifest, write_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.review import Answer, Decision, ReviewError, ReviewStore
-from vitdomains.core.review_agreement import (
+from vitdomains.core.review.agreement import (
     agreement,
     cohen_kappa,
     consensus,
@@ -23,8 +22,9 @@ from vitdomains.core.review_agreement import (
     readings,
     resolved,
 )
-from vitdomains.core.review_command import reviews
-from vitdomains.core.review_export import export, export_table, training_manifest
+from vitdomains.core.review.command import reviews
+from vitdomains.core.review.export import export, export_table, training_manifest
+from vitdomains.core.review.store import Answer, Decision, ReviewError, ReviewStore
 
 # Fleiss 1971, table 1: 30 psychiatric patients, 6 diagnoses each, into 5 categories; the paper finds kappa = 0.430.
 FLEISS = [

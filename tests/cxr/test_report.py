@@ -15,7 +15,7 @@ from tests.small_run import FINDINGS, SmallRun, small_run
 from vitdomains.core.bundle import file_sha256
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.inference.predictor import Predictor
-from vitdomains.core.review import Answer, Decision, Region, ReviewStore
+from vitdomains.core.review.store import Answer, Decision, Region, ReviewStore
 from vitdomains.cxr import DOMAIN, NOTICE
 from vitdomains.cxr.evidence import HeldOut, read_held_out, wilson
 from vitdomains.cxr.film import read_image

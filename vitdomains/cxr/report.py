@@ -21,8 +21,8 @@ from vitdomains.core.explain.inspection import attention_blocks
 from vitdomains.core.explain.overlay import overlay
 from vitdomains.core.explain.render import Explained, explain_file, faithfulness_text, png
 from vitdomains.core.inference.predictor import Predictor
-from vitdomains.core.review import Decision, ReviewStore
-from vitdomains.core.review_agreement import resolved
+from vitdomains.core.review.agreement import resolved
+from vitdomains.core.review.store import Decision, ReviewStore
 from vitdomains.core.terminal import console
 from vitdomains.cxr.dicom import Header
 from vitdomains.cxr.display import read_facts

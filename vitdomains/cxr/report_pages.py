@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 
 from vitdomains.core.files import write_atomically, write_text
-from vitdomains.core.review import Decision, Region
+from vitdomains.core.review.store import Decision, Region
 from vitdomains.cxr.report import CAUTION, FilmReport, FindingLine
 
 _STYLE = """

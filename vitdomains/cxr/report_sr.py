@@ -19,7 +19,7 @@ from pydicom.uid import UID
 
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.review import Decision, Region
+from vitdomains.core.review.store import Decision, Region
 from vitdomains.cxr.report import CAUTION, FilmReport, FindingLine
 
 SCHEME = "99VITDOMAINS"

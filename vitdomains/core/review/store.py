@@ -15,9 +15,9 @@ from typing import Any, Self
 import pandas as pd
 from sqlalchemy import Table, func, select
 
-from vitdomains.core import review_chain as chain
-from vitdomains.core.review_chain import Head
-from vitdomains.core.review_schema import (
+from vitdomains.core.review import chain as chain
+from vitdomains.core.review.chain import Head
+from vitdomains.core.review.schema import (
     ASSIGNMENTS,
     CHAINS,
     DECISIONS,

@@ -13,9 +13,9 @@ from rich.table import Table
 from vitdomains.core.bundle import file_sha256
 from vitdomains.core.data.manifest import read_manifest, write_manifest
 from vitdomains.core.domain import Domain
-from vitdomains.core.review import Head, ReviewStore
-from vitdomains.core.review_agreement import agreement, disagreements, readings
-from vitdomains.core.review_export import export, training_manifest
+from vitdomains.core.review.agreement import agreement, disagreements, readings
+from vitdomains.core.review.export import export, training_manifest
+from vitdomains.core.review.store import Head, ReviewStore
 from vitdomains.core.terminal import console, shown_progress
 
 

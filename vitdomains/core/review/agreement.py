@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.metrics.bootstrap import draw, interval
-from vitdomains.core.review import parse_answers
-from vitdomains.core.review_schema import Answer, ReviewError
+from vitdomains.core.review.schema import Answer, ReviewError
+from vitdomains.core.review.store import parse_answers
 
 UNSURE = "unsure"
 PRESENT, ABSENT = "present", "absent"

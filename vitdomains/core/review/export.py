@@ -14,9 +14,9 @@ import pandas as pd
 from vitdomains.core.data.manifest import Manifest, take
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.review import ReviewStore, parse_answers
-from vitdomains.core.review_agreement import ABSENT, PRESENT, Rule, consensus, readings, resolved
-from vitdomains.core.review_schema import ReviewError
+from vitdomains.core.review.agreement import ABSENT, PRESENT, Rule, consensus, readings, resolved
+from vitdomains.core.review.schema import ReviewError
+from vitdomains.core.review.store import ReviewStore, parse_answers
 
 SUBJECT = "label"
 """The subject of single-label decisions, whose answer is one of the classes."""

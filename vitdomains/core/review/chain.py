@@ -23,7 +23,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, insert, 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
 
-from vitdomains.core.review_schema import CHAINS, HEADS, SCHEMA_VERSION, ReviewError, metadata
+from vitdomains.core.review.schema import CHAINS, HEADS, SCHEMA_VERSION, ReviewError, metadata
 
 GENESIS = "0" * 64
 LOCK_SECONDS = 120.0

@@ -1,0 +1,1 @@
+"""The store of reviewers' decisions: schema, hash chain, agreement, export."""
