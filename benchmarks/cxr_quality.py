@@ -36,14 +36,14 @@ from vitdomains.core.data.loading import batches
 from vitdomains.core.data.manifest import Manifest, take
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.data.splits import grouped_folds
-from vitdomains.core.feeds import frozen_tokens, frozen_weights_hash
 from vitdomains.core.metrics.scores import auroc
 from vitdomains.core.models.build import build_model
 from vitdomains.core.models.introspect import split_frozen
 from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.tasks import build_task
 from vitdomains.core.terminal import set_up_logging
-from vitdomains.core.train import fit
+from vitdomains.core.training.batches import frozen_tokens, frozen_weights_hash
+from vitdomains.core.training.loop import fit
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.film import read_image
 

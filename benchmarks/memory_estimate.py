@@ -19,9 +19,9 @@ from harness import write_result
 
 from vitdomains.core.config.schema import Config, Model, Recipe, Run
 from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.memory import measured_memory, training_memory
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import restart_with_tuned_allocator
+from vitdomains.core.training.memory import measured_memory, training_memory
 
 _log = logging.getLogger("memory_estimate")
 CLASSES = 30

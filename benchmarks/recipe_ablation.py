@@ -41,9 +41,9 @@ from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.models.build import build_model, portable_spec
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.tasks import build_task
-from vitdomains.core.teacher import load_teacher
 from vitdomains.core.terminal import set_up_logging
-from vitdomains.core.train import fit
+from vitdomains.core.training.distill import load_teacher
+from vitdomains.core.training.loop import fit
 from vitdomains.satellite import DOMAIN
 
 _log = logging.getLogger("vitdomains.recipe_ablation")

@@ -28,9 +28,9 @@ from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import make_manifest, take
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.models.build import build_model
-from vitdomains.core.recipe import parameter_groups
 from vitdomains.core.tasks import build_task
-from vitdomains.core.train import fit
+from vitdomains.core.training.loop import fit
+from vitdomains.core.training.optim import parameter_groups
 from vitdomains.cxr.film import read_image
 
 CLASSES = tuple(f"finding_{k}" for k in range(14))

@@ -18,7 +18,7 @@ from tests.core.test_train import apart
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.data.loading import plan
-from vitdomains.core.feeds import steps_per_epoch
+from vitdomains.core.training.batches import steps_per_epoch
 
 SECONDS = 240
 """For one job of two processes: seconds on free cores, most of it importing; a hang must not take for ever."""

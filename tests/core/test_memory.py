@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from tests.core import toy
-from vitdomains.core import memory
 from vitdomains.core.commands import cli
 from vitdomains.core.config.schema import Config, Model, Recipe, Run
 from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.memory import free_memory, measured_memory, training_memory
 from vitdomains.core.models.build import build_model
+from vitdomains.core.training import memory
+from vitdomains.core.training.memory import free_memory, measured_memory, training_memory
 
 SPEC = PreprocessSpec(96, 96, "squash", 3, (0.5,), (0.5,))
 CONFIG = Config(

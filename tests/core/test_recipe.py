@@ -26,16 +26,10 @@ from vitdomains.core.data.augment import build_augment
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import subset
 from vitdomains.core.models.build import build_model, layer_ids
-from vitdomains.core.recipe import (
-    distillation_loss,
-    learning_rate,
-    parameter_groups,
-    sam_ascend,
-    sam_descend,
-)
-from vitdomains.core.session import start
 from vitdomains.core.tasks import MultiLabel, SingleLabel
-from vitdomains.core.train import train_epoch
+from vitdomains.core.training.loop import train_epoch
+from vitdomains.core.training.optim import distillation_loss, learning_rate, parameter_groups, sam_ascend, sam_descend
+from vitdomains.core.training.setup import start
 
 RECIPE = Recipe(lr=1e-3, layer_decay=0.75, weight_decay=0.1)
 

@@ -19,9 +19,9 @@ from vitdomains.core.data.manifest import subset
 from vitdomains.core.data.preprocess import PreprocessSpec, prepare, prepare_bits
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.build import build_model
-from vitdomains.core.recipe import region_loss
 from vitdomains.core.tasks import build_task
-from vitdomains.core.train import fit
+from vitdomains.core.training.loop import fit
+from vitdomains.core.training.optim import region_loss
 
 
 def read_regions(path: str) -> dict[str, np.ndarray]:

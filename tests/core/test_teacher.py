@@ -23,9 +23,9 @@ from vitdomains.core.data.preprocess import normalise
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
-from vitdomains.core.teacher import Teacher, load_teacher
-from vitdomains.core.tokens import stored_view
-from vitdomains.core.train import fit
+from vitdomains.core.training.distill import Teacher, load_teacher
+from vitdomains.core.training.feature_cache import stored_view
+from vitdomains.core.training.loop import fit
 
 
 @pytest.fixture(scope="module")

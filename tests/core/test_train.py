@@ -25,8 +25,8 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ConfigError, TrainingError
 from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
-from vitdomains.core.teacher import Teacher
-from vitdomains.core.train import FitResult, batches_in_group, fit
+from vitdomains.core.training.distill import Teacher
+from vitdomains.core.training.loop import FitResult, batches_in_group, fit
 
 SPEC = PreprocessSpec(toy.SIZE, toy.SIZE, "squash", 1, (0.4,), (0.25,))
 

@@ -36,12 +36,12 @@ from vitdomains.core.evaluation.run import OnProgress, calibrated, floor_table, 
 from vitdomains.core.explain.render import example_pictures
 from vitdomains.core.files import write_text
 from vitdomains.core.inference.predictor import Predictor
-from vitdomains.core.memory import training_memory
 from vitdomains.core.models.build import ModelInfo, build_model, default_mean_std, describe, portable_spec
 from vitdomains.core.process import helps_another, physical_cores
 from vitdomains.core.tasks import build_task
-from vitdomains.core.teacher import load_teacher
-from vitdomains.core.train import FitResult, fit
+from vitdomains.core.training.distill import load_teacher
+from vitdomains.core.training.loop import FitResult, fit
+from vitdomains.core.training.memory import training_memory
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitdomains.core.checkpoint import load_state, save_state
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import TrainingError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.models.image_tower import ImageTower
+from vitdomains.core.training.run_state import load_state, save_state
 from vitdomains.zeroshot.align_data import Pairs
 from vitdomains.zeroshot.contrastive import LOSSES, Encode, Loss, backward
 from vitdomains.zeroshot.prompts import PromptSet, class_embeddings, single_prompt

@@ -31,10 +31,10 @@ from vitdomains.core.inference.backend import PRECISIONS
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import RUNTIMES
 from vitdomains.core.inference.table import write_predictions
-from vitdomains.core.memory import free_memory, measured_memory
 from vitdomains.core.process import helps_another, restart_with_tuned_allocator
 from vitdomains.core.review.command import reviews
 from vitdomains.core.terminal import console, shown_progress
+from vitdomains.core.training.memory import free_memory, measured_memory
 
 logger = logging.getLogger(__name__)
 

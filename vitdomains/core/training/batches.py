@@ -21,7 +21,7 @@ from vitdomains.core.data.loading import batches
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.introspect import split_frozen
-from vitdomains.core.tokens import Tokens, stored_view
+from vitdomains.core.training.feature_cache import Tokens, stored_view
 
 Forward = Callable[[Tensor], Tensor]
 

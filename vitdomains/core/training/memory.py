@@ -30,14 +30,14 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vitdomains.core import recipe as recipes
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, resized_spec
 from vitdomains.core.models.build import build_model
 from vitdomains.core.models.introspect import split_frozen
 from vitdomains.core.models.vit import vit
 from vitdomains.core.process import physical_cores
-from vitdomains.core.session import precision
+from vitdomains.core.training import optim as recipes
+from vitdomains.core.training.setup import precision
 
 CPU_SCRATCH = (0.25, 32 * 2**20)
 """What kernels' scratch space and the gaps of the C library's allocator add on a CPU: a share of the activations, and bytes.

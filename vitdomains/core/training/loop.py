@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitdomains.core import recipe as recipes
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.augment import mix
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ConfigError, TrainingError
 from vitdomains.core.models.weights import load_weights, save_weights
-from vitdomains.core.session import OnProgress, Session, save, start
 from vitdomains.core.tasks import Task
-from vitdomains.core.teacher import Teacher
+from vitdomains.core.training import optim as recipes
+from vitdomains.core.training.distill import Teacher
+from vitdomains.core.training.setup import OnProgress, Session, save, start
 
 logger = logging.getLogger(__name__)
 

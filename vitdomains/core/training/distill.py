@@ -16,9 +16,9 @@ from vitdomains.core.config.schema import Config, Model
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.feeds import Forward
 from vitdomains.core.models.build import build_model, default_mean_std
-from vitdomains.core.tokens import stored_view
+from vitdomains.core.training.batches import Forward
+from vitdomains.core.training.feature_cache import stored_view
 
 Teach = Callable[[Tensor, Sequence[str], int], Tensor]
 """What the feed gave (inputs, ids) in which epoch -> the teacher's logits [B, K]."""
