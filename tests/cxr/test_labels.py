@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.cxr import labels, vocabularies
+from vitdomains.cxr.data import label_maps, labels
 
 NAN = float("nan")
 
@@ -91,9 +91,9 @@ def test_lists_assert_leave_open_or_deny() -> None:
 
 def test_vocabularies_speak_of_known_findings_and_never_contradict_themselves() -> None:
     known = {*labels.FINDINGS, labels.NO_FINDING}
-    assert set(vocabularies.PADCHEST_POSITIVE) == set(labels.FINDINGS)
-    assert set(vocabularies.PADCHEST_UNSURE) <= set(vocabularies.PADCHEST_POSITIVE)
-    for finding, words in vocabularies.PADCHEST_UNSURE.items():
-        assert not words & vocabularies.PADCHEST_POSITIVE[finding], finding
-    assert {*vocabularies.VINDR_POSITIVE, *vocabularies.VINDR_JOINT} <= known
-    assert "subcutaneous emphysema" not in vocabularies.PADCHEST_POSITIVE["Emphysema"]
+    assert set(label_maps.PADCHEST_POSITIVE) == set(labels.FINDINGS)
+    assert set(label_maps.PADCHEST_UNSURE) <= set(label_maps.PADCHEST_POSITIVE)
+    for finding, words in label_maps.PADCHEST_UNSURE.items():
+        assert not words & label_maps.PADCHEST_POSITIVE[finding], finding
+    assert {*label_maps.VINDR_POSITIVE, *label_maps.VINDR_JOINT} <= known
+    assert "subcutaneous emphysema" not in label_maps.PADCHEST_POSITIVE["Emphysema"]

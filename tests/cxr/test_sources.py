@@ -14,8 +14,8 @@ import pytest
 from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.data.manifest import Manifest, labels, make_manifest, write_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr import sources
-from vitdomains.cxr.sources import boxes, build_manifest
+from vitdomains.cxr.data import sources
+from vitdomains.cxr.data.sources import boxes, build_manifest
 
 NIH_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,{sex},View Position,"

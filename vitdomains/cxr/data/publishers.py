@@ -15,8 +15,8 @@ from vitdomains.core.config.schema import Source
 from vitdomains.core.data.manifest import Manifest, make_manifest
 from vitdomains.core.data.tables import find_file, label_columns, read_table, require_columns
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr import labels, vocabularies
-from vitdomains.cxr.source_tables import image_folders, locate, patient_columns, size_columns
+from vitdomains.cxr.data import label_maps, labels
+from vitdomains.cxr.data.columns import image_folders, locate, patient_columns, size_columns
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ def _chexpert_base(root: Path, source: Source, path: str) -> Path:
 def padchest(source: Source, root: Path) -> Manifest:
     """PadChest: ``PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv``, images in ``0`` to ``54`` or ``images``.
 
-    Its labels are mapped through the tree of its paper (``vocabularies.py``); age is the year of study less that of
+    Its labels are mapped through the tree of its paper (``label_maps.py``); age is the year of study less that of
     birth.
     """
     names = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
@@ -165,10 +165,10 @@ def padchest(source: Source, root: Path) -> Manifest:
     # Cells read "['nodule', ' pleural effusion']"; no label holds a quote.
     cells = table["Labels"].fillna("").astype("str").str.findall(r"'([^']*)'")
     listed = [[x.strip() for x in cell] for cell in cells]
-    targets = labels.from_lists(listed, vocabularies.PADCHEST_POSITIVE, vocabularies.PADCHEST_UNSURE)
+    targets = labels.from_lists(listed, label_maps.PADCHEST_POSITIVE, label_maps.PADCHEST_UNSURE)
     normal = np.zeros((len(table), 1), dtype=np.float32)
     for i, row in enumerate(listed):
-        said = set(row) - vocabularies.PADCHEST_SILENT
+        said = set(row) - label_maps.PADCHEST_SILENT
         normal[i] = said == {"normal"}
         if not said or "exclude" in row:
             targets[i], normal[i] = np.nan, np.nan
@@ -186,7 +186,7 @@ def padchest(source: Source, root: Path) -> Manifest:
         ids,
         locate(folders, ids),
         table["PatientID"].fillna("").tolist(),
-        (*vocabularies.PADCHEST_POSITIVE, labels.NO_FINDING),
+        (*label_maps.PADCHEST_POSITIVE, labels.NO_FINDING),
         np.concatenate([targets, normal], axis=1),
         extra=extra,
         name="padchest",
@@ -206,7 +206,7 @@ def vindr(source: Source, root: Path) -> Manifest:
         )
         table = read_table(csv, ("image_id",), text=("image_id",))
         table.columns = pd.Index([c if c == "image_id" else c.lower() for c in table.columns])
-        columns = sorted({*sum(vocabularies.VINDR_POSITIVE.values(), ()), *vocabularies.VINDR_JOINT.values()})
+        columns = sorted({*sum(label_maps.VINDR_POSITIVE.values(), ()), *label_maps.VINDR_JOINT.values()})
         require_columns(table, columns, csv)
         values = pd.DataFrame(label_columns(table, columns, csv), columns=columns)
         share = values.groupby(table["image_id"], sort=True).mean()
@@ -220,8 +220,8 @@ def vindr(source: Source, root: Path) -> Manifest:
             )
         )
     joined = pd.concat(parts, ignore_index=True)
-    targets = {f: joined[list(columns)].max(axis=1, skipna=False) for f, columns in vocabularies.VINDR_POSITIVE.items()}
-    targets |= {f: joined[column].where(joined[column] == 0) for f, column in vocabularies.VINDR_JOINT.items()}
+    targets = {f: joined[list(columns)].max(axis=1, skipna=False) for f, columns in label_maps.VINDR_POSITIVE.items()}
+    targets |= {f: joined[column].where(joined[column] == 0) for f, column in label_maps.VINDR_JOINT.items()}
     ids = joined["id"].tolist()
     extra = pd.DataFrame({"view": pd.Series("PA", index=joined.index, dtype="str")})
     return make_manifest(

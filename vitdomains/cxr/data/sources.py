@@ -30,9 +30,9 @@ from vitdomains.core.data.manifest import labels as targets_of
 from vitdomains.core.data.sources import complete_splits, keep_rows, limited, source_root
 from vitdomains.core.data.tables import label_columns, read_table, require_columns
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr import labels, publishers
-from vitdomains.cxr.publishers import boxes
-from vitdomains.cxr.source_tables import patient_columns
+from vitdomains.cxr.data import labels, publishers
+from vitdomains.cxr.data.columns import patient_columns
+from vitdomains.cxr.data.publishers import boxes
 
 __all__ = ["SOURCES", "boxes", "build_manifest", "csv_source", "phantoms"]
 

@@ -1,0 +1,1 @@
+"""Chest film data sets: labels, columns and lists of each publisher."""
