@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from vitdomains.cxr.film import Film, read_film
+from vitdomains.cxr.film.film import Film, read_film
 from vitdomains.cxr.phantom import make_phantoms
 from vitdomains.cxr.quality import film_quality
 

@@ -45,7 +45,7 @@ from vitdomains.core.terminal import set_up_logging
 from vitdomains.core.training.batches import frozen_tokens, frozen_weights_hash
 from vitdomains.core.training.loop import fit
 from vitdomains.cxr import DOMAIN
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.film import read_image
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "cxr" / "nih_subset_dinov2.yaml"
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)

@@ -40,7 +40,7 @@ from vitdomains.core.export.workbench import Options
 from vitdomains.core.files import write_text
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import restart_with_tuned_allocator
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.film import read_image
 from vitdomains.cxr.phantom import make_phantoms
 
 FILMS = 24

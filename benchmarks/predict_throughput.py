@@ -42,7 +42,7 @@ from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import session
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import has_fast_bf16, physical_cores, restart_with_tuned_allocator
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.film import read_image
 from vitdomains.cxr.phantom import make_phantoms
 
 TARGETS = {"pipeline": 4.0, "bare forward": 0.9}

@@ -26,7 +26,7 @@ from harness import environment, interleave, write_result
 from rich.console import Console
 from rich.table import Table
 
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.film import read_image
 
 # Least speed relative to each peer that this package promises, by kind of film.
 TARGETS = {

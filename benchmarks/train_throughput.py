@@ -31,7 +31,7 @@ from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
 from vitdomains.core.training.loop import fit
 from vitdomains.core.training.optim import parameter_groups
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.film import read_image
 
 CLASSES = tuple(f"finding_{k}" for k in range(14))
 

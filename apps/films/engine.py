@@ -87,7 +87,7 @@ class Engine:
         """The film for the viewer."""
 
         def make() -> Picture:
-            from vitdomains.cxr.display import read_display
+            from vitdomains.cxr.film.display import read_display
 
             return film_picture(read_display(path))
 
@@ -135,6 +135,6 @@ class Engine:
 
 
 def _film_reader() -> Callable[..., Any]:
-    from vitdomains.cxr.film import read_image
+    from vitdomains.cxr.film.film import read_image
 
     return read_image

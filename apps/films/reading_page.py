@@ -78,7 +78,7 @@ def _header(session: Session, row: dict[str, Any]) -> None:
 
 
 def _patient(row: dict[str, Any]) -> str:
-    from vitdomains.cxr.display import read_facts
+    from vitdomains.cxr.film.display import read_facts
 
     facts = read_facts(row["path"])
     if facts is None:

@@ -43,7 +43,7 @@ def accept(session: Session, content: bytes) -> str:
     Raises:
         ImageError: It is too large, no film, or one too many.
     """
-    from vitdomains.cxr.film import read_film
+    from vitdomains.cxr.film.film import read_film
 
     uploads = st.session_state.setdefault("uploads", {})
     if len(content) > MAX_BYTES:

@@ -160,7 +160,7 @@ class Worklist:
         return row | {"size": -1.0, "mtime": -1.0} | {f"prob:{c}": float("nan") for c in self.engine.facts.classes}
 
     def _patient(self, path: str) -> str:
-        from vitdomains.cxr.display import read_facts
+        from vitdomains.cxr.film.display import read_facts
 
         facts = read_facts(path)
         # A film without a patient (PNG, JPEG, anonymised) is a patient of its own: nothing may be taken for its prior.
@@ -198,7 +198,7 @@ def identity(path: str) -> dict[str, Any]:
 
 def header_facts(path: str) -> dict[str, str]:
     """Date of the study, and the sub-groups that a film's own header says; nothing for PNG and JPEG."""
-    from vitdomains.cxr.display import read_facts
+    from vitdomains.cxr.film.display import read_facts
 
     facts = read_facts(path)
     if facts is None:

@@ -36,7 +36,7 @@ class Picture:
 
 
 def film_picture(display: Any) -> Picture:
-    """A film (``vitdomains.cxr.display.Display``) as the viewer takes it.
+    """A film (``vitdomains.cxr.film.display.Display``) as the viewer takes it.
 
     8-bit levels are the grey of the PNG. Of 16-bit levels the high bytes are the upper half of a grey PNG and the low bytes the
     lower half: browsers cut 16-bit PNGs to 8 bits.

@@ -32,8 +32,8 @@ from vitdomains.core.data.preprocess import PreprocessSpec, geometry
 from vitdomains.core.errors import BundleError, ConfigError, VitDomainsError
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.store import Answer, Decision, ReviewError, ReviewStore
-from vitdomains.cxr.display import read_display
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.display import read_display
+from vitdomains.cxr.film.film import read_image
 
 
 @pytest.fixture(scope="module")

@@ -199,7 +199,7 @@ def test_the_canvas_shows_the_grey_levels_of_the_file(
 ) -> None:
     """One film pixel on one screen pixel, without heat map: what is on the screen is what the package computes."""
     from vitdomains.core.bundle import file_sha256
-    from vitdomains.cxr.film import read_film
+    from vitdomains.cxr.film.film import read_film
 
     folder = tmp_path / "one"
     folder.mkdir()

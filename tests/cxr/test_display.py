@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from tests.cxr.film_files import chest, dataset, lut_item, save
 from tests.cxr.test_film_reference import FILES
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.display import Display, Preset, read_display, read_facts
-from vitdomains.cxr.film import read_film
+from vitdomains.cxr.film.display import Display, Preset, read_display, read_facts
+from vitdomains.cxr.film.film import read_film
 
 
 def shown(display: Display, preset: Preset) -> NDArray[np.float64]:

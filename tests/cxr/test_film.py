@@ -16,7 +16,7 @@ from pydicom.pixels import get_encoder
 
 from tests.cxr.film_files import PATIENT, chest, data_set_bytes, dataset, deflate, lut_item, save
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.film import Film, read_film, read_image
+from vitdomains.cxr.film.film import Film, read_film, read_image
 
 
 def linear(values: np.ndarray, centre: float, width: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from pydicom.encaps import encapsulate
 
 from tests.cxr.film_files import PATIENT, chest, data_set_bytes, dataset, deflate, lut_item, nested, save, with_raw
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.film import read_film, read_image
+from vitdomains.cxr.film.film import read_film, read_image
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 

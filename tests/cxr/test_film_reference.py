@@ -12,7 +12,7 @@ import pytest
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.film import Film, read_film, read_image
+from vitdomains.cxr.film.film import Film, read_film, read_image
 
 BUILT_IN = Path(pydicom.__file__).parent / "data" / "test_files"
 

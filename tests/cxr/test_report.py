@@ -18,7 +18,7 @@ from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.store import Answer, Decision, Region, ReviewStore
 from vitdomains.cxr import DOMAIN, NOTICE
 from vitdomains.cxr.evidence import HeldOut, read_held_out, wilson
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.film import read_image
 from vitdomains.cxr.report import FilmReport, make_report, report, write_report
 
 

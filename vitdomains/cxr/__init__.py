@@ -5,7 +5,7 @@ from __future__ import annotations
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
 from vitdomains.cxr.data.sources import SOURCES, build_manifest, read_regions
-from vitdomains.cxr.film import read_image
+from vitdomains.cxr.film.film import read_image
 from vitdomains.cxr.quality import read_checked
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."

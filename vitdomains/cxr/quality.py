@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.film import Film, read_film
+from vitdomains.cxr.film.film import Film, read_film
 
 NOT_FRONTAL = frozenset(
     ("LATERAL", "RLD", "LLD", "RLO", "LLO", "RAO", "LAO", "RPO", "LPO", "RL", "LL", "OBLIQUE", "DECUBITUS")

@@ -24,10 +24,10 @@ from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.agreement import resolved
 from vitdomains.core.review.store import Decision, ReviewStore
 from vitdomains.core.terminal import console
-from vitdomains.cxr.dicom import Header
-from vitdomains.cxr.display import read_facts
 from vitdomains.cxr.evidence import HeldOut, read_held_out
-from vitdomains.cxr.film import Film, read_film
+from vitdomains.cxr.film.display import read_facts
+from vitdomains.cxr.film.film import Film, read_film
+from vitdomains.cxr.film.header import Header
 
 CAUTION = (
     "A heat map shows where the score is sensitive, not why, and not where a finding ends. Such maps can stay the same when "

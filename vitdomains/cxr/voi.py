@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdomains.cxr.buffers import display_array
-from vitdomains.cxr.pixels import Stored
+from vitdomains.cxr.film.pixels import Stored
 
 _LOG = logging.getLogger(__name__)
 

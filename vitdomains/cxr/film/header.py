@@ -23,7 +23,7 @@ from pydicom.config import IGNORE
 from pydicom.datadict import tag_for_keyword
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.stream import Stream, inflated
+from vitdomains.cxr.film.stream import Stream, inflated
 
 UNDEFINED = 0xFFFFFFFF
 MAX_DEPTH = 64  # the deepest sequence of a standard object is below ten

@@ -12,8 +12,8 @@ from typing import Literal, cast
 import numpy as np
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.dicom import Element, Header
-from vitdomains.cxr.pixels import Layout
+from vitdomains.cxr.film.header import Element, Header
+from vitdomains.cxr.film.pixels import Layout
 from vitdomains.cxr.voi import Grayscale, LookupTable, Window
 
 WindowChoice = int | str | tuple[float, float] | None

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.dicom import Header, read_header
-from vitdomains.cxr.film import MAX_PIXELS, read_film
-from vitdomains.cxr.grayscale import read_grayscale
-from vitdomains.cxr.pixels import Layout, read_blocks, read_layout
+from vitdomains.cxr.film.film import MAX_PIXELS, read_film
+from vitdomains.cxr.film.grayscale import read_grayscale
+from vitdomains.cxr.film.header import Header, read_header
+from vitdomains.cxr.film.pixels import Layout, read_blocks, read_layout
 from vitdomains.cxr.voi import (
     Grayscale,
     LookupTable,

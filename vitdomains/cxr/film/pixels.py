@@ -19,7 +19,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.dicom import UNDEFINED, Header
+from vitdomains.cxr.film.header import UNDEFINED, Header
 
 Stored = NDArray[np.uint8] | NDArray[np.uint16]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.pixels import jpeg_size
+from vitdomains.cxr.film.pixels import jpeg_size
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
