@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vitdomains.cxr.film.film import Film, read_film
-from vitdomains.cxr.phantom import make_phantoms
+from vitdomains.cxr.phantoms.make import make_phantoms
 from vitdomains.cxr.quality import film_quality
 
 SEED, LAYOUT_SEED = 7, 1

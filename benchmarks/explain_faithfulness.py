@@ -31,7 +31,7 @@ from vitdomains.core.explain import CLASS_AGNOSTIC, METHODS, explain
 from vitdomains.core.explain.files import write_png
 from vitdomains.core.explain.overlay import panel, to_original
 from vitdomains.cxr.film.film import read_image
-from vitdomains.cxr.phantom import read_masks
+from vitdomains.cxr.phantoms.make import read_masks
 
 FOCAL = ("Nodule", "Mass", "Consolidation", "Pneumothorax")
 

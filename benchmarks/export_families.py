@@ -41,7 +41,7 @@ from vitdomains.core.files import write_text
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.cxr.film.film import read_image
-from vitdomains.cxr.phantom import make_phantoms
+from vitdomains.cxr.phantoms.make import make_phantoms
 
 FILMS = 24
 

@@ -43,7 +43,7 @@ from vitdomains.core.inference.runtimes import session
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import has_fast_bf16, physical_cores, restart_with_tuned_allocator
 from vitdomains.cxr.film.film import read_image
-from vitdomains.cxr.phantom import make_phantoms
+from vitdomains.cxr.phantoms.make import make_phantoms
 
 TARGETS = {"pipeline": 4.0, "bare forward": 0.9}
 """Least speed relative to each that this package promises."""

@@ -22,7 +22,7 @@ from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.models.build import build_model
-from vitdomains.cxr.phantom import PHANTOM_FINDINGS, make_phantoms
+from vitdomains.cxr.phantoms.make import PHANTOM_FINDINGS, make_phantoms
 
 MODEL, INPUT, PIXELS, DRAWN = "vit_small_patch16_384", 384, 1024, 64
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -10,7 +10,7 @@ import pytest
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.pipeline import train
 from vitdomains.cxr import DOMAIN
-from vitdomains.cxr.phantom import make_phantoms
+from vitdomains.cxr.phantoms.make import make_phantoms
 
 FILMS = 48
 FINDINGS = ("Cardiomegaly", "Effusion", "Nodule")

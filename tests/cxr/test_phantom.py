@@ -17,18 +17,11 @@ import pytest
 
 from vitdomains.core.data.manifest import labels, read_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr import phantom
-from vitdomains.cxr.phantom_anatomy import Geometry, Scene, draw_geometry
-from vitdomains.cxr.phantom_cohort import (
-    PHANTOM_FINDINGS,
-    FilmSpec,
-    Finding,
-    Patient,
-    assign_splits,
-    draw_cohort,
-)
-from vitdomains.cxr.phantom_film import draw_scene, make_film, place_findings
 from vitdomains.cxr.phantom_projection import attenuation, transmission
+from vitdomains.cxr.phantoms import make
+from vitdomains.cxr.phantoms.anatomy import Geometry, Scene, draw_geometry
+from vitdomains.cxr.phantoms.cohort import PHANTOM_FINDINGS, FilmSpec, Finding, Patient, assign_splits, draw_cohort
+from vitdomains.cxr.phantoms.film import draw_scene, make_film, place_findings
 
 N, SIZE = 12, 160
 PATIENT = Patient("PH00007", "M", 52, 0.0, 7)
@@ -52,12 +45,12 @@ def fingerprint(root: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return phantom.make_phantoms(tmp_path_factory.mktemp("phantoms") / "p", N, seed=3, size=SIZE, workers=1)
+    return make.make_phantoms(tmp_path_factory.mktemp("phantoms") / "p", N, seed=3, size=SIZE, workers=1)
 
 
 def test_same_bytes_whatever_the_number_of_workers(root: Path, tmp_path: Path) -> None:
     steps: list[tuple[int, int]] = []
-    other = phantom.make_phantoms(
+    other = make.make_phantoms(
         tmp_path / "q", N, seed=3, size=SIZE, workers=2, progress=lambda done, total: steps.append((done, total))
     )
     assert fingerprint(other) == fingerprint(root)
@@ -65,7 +58,7 @@ def test_same_bytes_whatever_the_number_of_workers(root: Path, tmp_path: Path) -
 
 
 def test_another_seed_is_another_cohort(root: Path, tmp_path: Path) -> None:
-    other = phantom.make_phantoms(tmp_path / "p", 2, seed=4, size=96, workers=1)
+    other = make.make_phantoms(tmp_path / "p", 2, seed=4, size=96, workers=1)
     mine, theirs = (pd.read_csv(r / "manifest.csv") for r in (root, other))
     assert list(mine["age"][:2]) != list(theirs["age"])
 
@@ -78,7 +71,7 @@ def test_manifest_masks_and_boxes_agree(root: Path) -> None:
     boxes = pd.read_csv(root / "boxes.csv")
     for row, y in zip(m.table.itertuples(), labels(m), strict=True):
         present = {name for name, value in zip(m.classes, y, strict=True) if value == 1}
-        masks = phantom.read_masks(root, str(row.id))
+        masks = make.read_masks(root, str(row.id))
         assert set(masks) == present
         ds = pydicom.dcmread(str(row.path), stop_before_pixels=True)
         for name, mask in masks.items():
@@ -89,7 +82,7 @@ def test_manifest_masks_and_boxes_agree(root: Path) -> None:
                 inside[int(box.y) : int(box.y) + int(box.h), int(box.x) : int(box.x) + int(box.w)] = True
             assert len(mine) and (mask & inside).sum() >= 0.5 * mask.sum()
     with pytest.raises(ManifestError, match="PH99999"):
-        phantom.read_masks(root, "PH99999_000")
+        make.read_masks(root, "PH99999_000")
 
 
 def test_default_cohort_is_balanced_enough_to_learn_from() -> None:
@@ -213,11 +206,11 @@ def test_dicom_of_both_interpretations_shows_the_same_film(root: Path) -> None:
 
 def test_finished_folder_is_kept_and_another_one_replaced(tmp_path: Path) -> None:
     target = tmp_path / "p"
-    phantom.make_phantoms(target, 2, size=64, workers=1)
+    make.make_phantoms(target, 2, size=64, workers=1)
     before = {p: p.stat().st_mtime_ns for p in target.rglob("*")}
-    phantom.make_phantoms(target, 2, size=64, workers=1, progress=lambda *_: pytest.fail("drew again"))
+    make.make_phantoms(target, 2, size=64, workers=1, progress=lambda *_: pytest.fail("drew again"))
     assert {p: p.stat().st_mtime_ns for p in target.rglob("*")} == before
-    phantom.make_phantoms(target, 3, size=64, workers=1)
+    make.make_phantoms(target, 3, size=64, workers=1)
     assert len(list((target / "films").iterdir())) == 3
     assert [p.name for p in tmp_path.iterdir()] == ["p"]
 
@@ -225,29 +218,29 @@ def test_finished_folder_is_kept_and_another_one_replaced(tmp_path: Path) -> Non
 def test_foreign_folder_is_never_touched(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(ManifestError, match="not a folder of phantoms"):
-        phantom.make_phantoms(tmp_path, 2, size=64)
+        make.make_phantoms(tmp_path, 2, size=64)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
     with pytest.raises(ManifestError, match="at least 1 film"):
-        phantom.make_phantoms(tmp_path / "p", 0)
+        make.make_phantoms(tmp_path / "p", 0)
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(phantom, "write_dicom", fail)
+    monkeypatch.setattr(make, "write_dicom", fail)
     with pytest.raises(OSError, match="disk full"):
-        phantom.make_phantoms(tmp_path / "p", 2, size=64, workers=1)
+        make.make_phantoms(tmp_path / "p", 2, size=64, workers=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_half_way_leaves_no_root(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from vitdomains.cxr.phantom import make_phantoms; " \
+    code = "import sys; from pathlib import Path; from vitdomains.cxr.phantoms.make import make_phantoms; " \
            "make_phantoms(Path(sys.argv[1]), 500, size=64, workers=1)"  # fmt: skip
     target = tmp_path / "p"
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(target)],
-        env={**os.environ, "PYTHONPATH": str(Path(phantom.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(make.__file__).parents[2])},
     )
     limit = time.monotonic() + 60
     while len(list(tmp_path.glob(".p.partial-*/films/*.dcm"))) < 3:
@@ -257,8 +250,8 @@ def test_killed_half_way_leaves_no_root(tmp_path: Path) -> None:
     child.wait()
     assert not target.exists()
     left = next(tmp_path.glob(".p.partial-*"))
-    phantom.make_phantoms(target, 2, size=64, workers=1)
+    make.make_phantoms(target, 2, size=64, workers=1)
     assert left.exists()  # it might be of a run that still goes on
     os.utime(left / "films", (0, 0))
-    phantom.make_phantoms(target, 3, size=64, workers=1)
+    make.make_phantoms(target, 3, size=64, workers=1)
     assert not left.exists()

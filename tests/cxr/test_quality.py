@@ -18,7 +18,7 @@ from vitdomains.core.commands import cli
 from vitdomains.core.errors import ImageError
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.film.film import Film, read_film
-from vitdomains.cxr.phantom import make_phantoms
+from vitdomains.cxr.phantoms.make import make_phantoms
 from vitdomains.cxr.quality import film_quality, likeness, read_checked
 
 

@@ -545,7 +545,7 @@ def test_same_release_twice_never_parts_a_patient(tmp_path: Path) -> None:
 
 
 def test_phantoms_source_makes_and_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    phantom = pytest.importorskip("vitdomains.cxr.phantom")
+    phantom = pytest.importorskip("vitdomains.cxr.phantoms.make")
     asked: list[tuple[Path, int]] = []
 
     def fake(root: Path, n_films: int = 600, **_: object) -> Path:

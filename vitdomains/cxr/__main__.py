@@ -10,7 +10,7 @@ from vitdomains.core.commands.cli import main
 from vitdomains.core.domain import Domain
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.cxr import DOMAIN
-from vitdomains.cxr.phantom import make_phantoms
+from vitdomains.cxr.phantoms.make import make_phantoms
 from vitdomains.cxr.report import report
 
 

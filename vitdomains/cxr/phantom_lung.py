@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.phantom_anatomy import Geometry, Map, Scene, cage_half_width, smooth_noise
+from vitdomains.cxr.phantoms.anatomy import Geometry, Map, Scene, cage_half_width, smooth_noise
 
 Tree = NDArray[np.float64]
 """Segments [N, 5]: x0, y0, x1, y1, diameter; centimetres."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from vitdomains.cxr.phantom_anatomy import Geometry, Map, Scene
-from vitdomains.cxr.phantom_cohort import FilmSpec
+from vitdomains.cxr.phantoms.anatomy import Geometry, Map, Scene
+from vitdomains.cxr.phantoms.cohort import FilmSpec
 
 _DENSITY = {"soft": 1.06, "fat": 0.95, "bone": 1.92, "metal": 7.874}  # g/cm^3
 # cm^2/g at 50 and 60 keV: Tissue Soft, Adipose, Bone Cortical (ICRU-44), iron.

@@ -12,7 +12,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.phantom_anatomy import Geometry, Map, Scene, cage_half_width, chord, cut_out, ramp, segment_distance
+from vitdomains.cxr.phantoms.anatomy import (
+    Geometry,
+    Map,
+    Scene,
+    cage_half_width,
+    chord,
+    cut_out,
+    ramp,
+    segment_distance,
+)
 
 _SHELL = 0.085  # cortical thickness of a rib, cm
 _SHIFT = 4  # fractional bits of cv2's fixed-point coordinates

@@ -123,7 +123,7 @@ def _in_order(names: Sequence[str] | set[str] | dict[str, str]) -> tuple[str, ..
 def phantoms(source: Source, root: Path) -> Manifest:
     """Films drawn by ``cxr.phantom``, made under ``root`` unless they are there; ``limit`` is how many (0: 600)."""
     # The drawing code takes longer to import than all other sources together; most runs need none of it.
-    from vitdomains.cxr.phantom import make_phantoms
+    from vitdomains.cxr.phantoms.make import make_phantoms
 
     def progress(done: int, total: int) -> None:
         if done % (total // 10 or 1) == 0:
@@ -137,7 +137,7 @@ def phantoms(source: Source, root: Path) -> Manifest:
 
 def read_regions(path: str) -> Mapping[str, npt.NDArray[np.bool_]]:
     """Where the findings of a phantom film lie, finding -> bool [H, W]; ``path`` is that of its mask."""
-    from vitdomains.cxr.phantom import read_masks
+    from vitdomains.cxr.phantoms.make import read_masks
 
     return read_masks(Path(path).parents[1], Path(path).stem)
 

@@ -16,7 +16,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from vitdomains.cxr.phantom_cohort import FilmSpec
+from vitdomains.cxr.phantoms.cohort import FilmSpec
 
 
 def phantom_uid(*parts: str) -> UID:

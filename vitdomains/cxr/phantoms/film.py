@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.phantom_anatomy import Geometry, Scene, add_body, add_lungs, draw_geometry
-from vitdomains.cxr.phantom_cohort import FilmSpec
-from vitdomains.cxr.phantom_devices import add_devices, marker
-from vitdomains.cxr.phantom_findings import apply_findings, collapse_tree
 from vitdomains.cxr.phantom_lung import add_vessels, grow_tree
 from vitdomains.cxr.phantom_projection import develop, draw_exposure, expose
 from vitdomains.cxr.phantom_skeleton import add_skeleton
+from vitdomains.cxr.phantoms.anatomy import Geometry, Scene, add_body, add_lungs, draw_geometry
+from vitdomains.cxr.phantoms.cohort import FilmSpec
+from vitdomains.cxr.phantoms.devices import add_devices, marker
+from vitdomains.cxr.phantoms.findings import apply_findings, collapse_tree
 
 
 def make_film(

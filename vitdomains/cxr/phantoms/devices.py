@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.phantom_anatomy import Geometry, Scene
-from vitdomains.cxr.phantom_cohort import FilmSpec
+from vitdomains.cxr.phantoms.anatomy import Geometry, Scene
+from vitdomains.cxr.phantoms.cohort import FilmSpec
 
 _SHIFT = 4
 

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.phantom_anatomy import (
+from vitdomains.cxr.phantom_lung import Tree, draw_tree
+from vitdomains.cxr.phantoms.anatomy import (
     Geometry,
     Map,
     Scene,
@@ -22,8 +23,7 @@ from vitdomains.cxr.phantom_anatomy import (
     segment_distance,
     smooth_noise,
 )
-from vitdomains.cxr.phantom_cohort import FilmSpec, Finding
-from vitdomains.cxr.phantom_lung import Tree, draw_tree
+from vitdomains.cxr.phantoms.cohort import FilmSpec, Finding
 
 Mask = NDArray[np.bool_]
 

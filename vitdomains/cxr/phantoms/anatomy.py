@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.phantom_cohort import FilmSpec
+from vitdomains.cxr.phantoms.cohort import FilmSpec
 
 Map = NDArray[np.floating[Any]]
 """float32 [H, W]."""

@@ -25,9 +25,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr.phantom_cohort import PHANTOM_FINDINGS, FilmSpec, age_band, assign_splits, draw_cohort
-from vitdomains.cxr.phantom_dicom import write_dicom
-from vitdomains.cxr.phantom_film import make_film
+from vitdomains.cxr.phantoms.cohort import PHANTOM_FINDINGS, FilmSpec, age_band, assign_splits, draw_cohort
+from vitdomains.cxr.phantoms.dicom import write_dicom
+from vitdomains.cxr.phantoms.film import make_film
 
 __all__ = ["PHANTOM_FINDINGS", "make_film", "make_phantoms", "mask_boxes", "read_masks"]
 
@@ -240,6 +240,6 @@ def _read_stamp(root: Path) -> Row | None:
 def _code_hash() -> str:
     """Hash of the modules that draw: a change of theirs makes older folders stale."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("phantom*.py")):
+    for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Phantom chest films with known findings, boxes and masks."""
