@@ -20,8 +20,8 @@ from apps.viewer import Picture, film_picture, heat_picture
 
 if TYPE_CHECKING:
     from vitdomains.core.inference.predictor import Predictor
-    from vitdomains.cxr.evidence import HeldOut
-    from vitdomains.cxr.report import FilmReport
+    from vitdomains.cxr.report.content import FilmReport
+    from vitdomains.cxr.report.neighbours import HeldOut
 
 FILMS_KEPT, HEATS_KEPT = 24, 400  # a film is megabytes, a heat map kilobytes
 
@@ -122,13 +122,13 @@ class Engine:
 
     def held_out(self) -> HeldOut:
         """The bundle's held-out predictions."""
-        from vitdomains.cxr.evidence import read_held_out
+        from vitdomains.cxr.report.neighbours import read_held_out
 
         return self._held_out.get(0, lambda: read_held_out(self.facts.path, self.facts.classes)).result()
 
     def report(self, path: str, notice: str, **options: Any) -> FilmReport:
         """The report of a film; options of ``make_report``."""
-        from vitdomains.cxr.report import make_report
+        from vitdomains.cxr.report.report import make_report
 
         with self._model.lock:
             return make_report(self.predictor, path, notice=notice, held_out=self.held_out(), **options)

@@ -151,7 +151,7 @@ def _heat_ahead(session: Session, asked: tuple[str, str, str, str], *, wait: boo
 
 
 def _what_maps_cannot_tell(session: Session, row: dict[str, Any], finding: str, method: str) -> None:
-    from vitdomains.cxr.report import CAUTION
+    from vitdomains.cxr.report.content import CAUTION
 
     soft(CAUTION)
     if st.button("How faithful is this map to the model?", key="faithful", type="tertiary"):

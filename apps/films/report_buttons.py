@@ -50,7 +50,7 @@ def make(session: Session, row: dict[str, Any], ending: str, *, with_patient: bo
     Raises:
         ImageError: A DICOM SR of a film that is no DICOM file.
     """
-    from vitdomains.cxr.report import write_report
+    from vitdomains.cxr.report.report import write_report
 
     decisions = session.ledger.decisions(str(row["item"]))
     if session.role != "adjudicator":

@@ -11,7 +11,7 @@ from vitdomains.core.domain import Domain
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.phantoms.make import make_phantoms
-from vitdomains.cxr.report import report
+from vitdomains.cxr.report.report import report
 
 
 def phantoms(domain: Domain, argv: list[str]) -> int:

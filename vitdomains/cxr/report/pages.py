@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.review.store import Decision, Region
-from vitdomains.cxr.report import CAUTION, FilmReport, FindingLine
+from vitdomains.cxr.report.content import CAUTION, FilmReport, FindingLine
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--ink:#1a1b1e;--soft:#5d636b;--line:#dfe2e6;--note:#fff4d6;--note-ink:#5b4300}

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes
 
-from vitdomains.core.bundle import Bundle, file_sha256
+from vitdomains.core.bundle import file_sha256
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.explain import METHODS
@@ -24,18 +23,11 @@ from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.agreement import resolved
 from vitdomains.core.review.store import Decision, ReviewStore
 from vitdomains.core.terminal import console
-from vitdomains.cxr.evidence import HeldOut, read_held_out
 from vitdomains.cxr.film.display import read_facts
-from vitdomains.cxr.film.film import Film, read_film
+from vitdomains.cxr.film.film import read_film
 from vitdomains.cxr.film.header import Header
-
-CAUTION = (
-    "A heat map shows where the score is sensitive, not why, and not where a finding ends. Such maps can stay the same when "
-    "the model's weights are made random (Adebayo et al. 2018, arXiv:1810.03292); on chest films they find findings less well "
-    "than detectors (Arun et al. 2021, Radiology: Artificial Intelligence 3, e200267) and readers (Saporta et al. 2022, "
-    "Nature Machine Intelligence 4, 867-878) do."
-)
-"""What a heat map cannot tell; stands beside every one of them."""
+from vitdomains.cxr.report.content import FilmReport, FindingLine
+from vitdomains.cxr.report.neighbours import HeldOut, read_held_out
 
 PATIENT_KEYWORDS = (
     "PatientName",
@@ -51,37 +43,6 @@ PATIENT_KEYWORDS = (
 """What is copied of the patient and the visit where that is asked for."""
 
 REFERENCES = ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID")
-
-
-@dataclass(frozen=True)
-class FindingLine:
-    """One finding: probability, threshold, what held-out films say of such a score, and each reader's word."""
-
-    name: str
-    probability: float
-    threshold: float
-    called: bool
-    evidence: str = ""
-    calibration: str = ""
-    readers: tuple[tuple[str, str], ...] = ()
-    """(reviewer, ``present`` | ``absent`` | ``unsure``)."""
-
-
-@dataclass(frozen=True)
-class FilmReport:
-    """All that a report says; its writers add nothing."""
-
-    item: str
-    created: str
-    film: Film
-    bundle: Bundle
-    findings: tuple[FindingLine, ...]
-    pictures: tuple[tuple[str, bytes], ...]
-    """(caption, PNG)."""
-    decisions: tuple[Decision, ...]
-    patient: dict[str, str] = field(default_factory=dict)
-    references: dict[str, str] = field(default_factory=dict)
-    notice: str = ""
 
 
 def make_report(
@@ -181,12 +142,12 @@ def write_report(report: FilmReport, path: str | Path) -> Path:
     """
     target = Path(path)
     if target.suffix == ".dcm":
-        from vitdomains.cxr.report_sr import write_sr  # highdicom takes its time to import
+        from vitdomains.cxr.report.sr import write_sr  # highdicom takes its time to import
 
         return write_sr(report, target)
-    from vitdomains.cxr import report_pages
+    from vitdomains.cxr.report import pages
 
-    writers = {".html": report_pages.write_html, ".pdf": report_pages.write_pdf}
+    writers = {".html": pages.write_html, ".pdf": pages.write_pdf}
     if target.suffix not in writers:
         raise VitDomainsError(f"{target} is neither .html, .pdf nor .dcm.", hint="Change the ending of --out.")
     return writers[target.suffix](report, target)

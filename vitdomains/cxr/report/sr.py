@@ -20,7 +20,7 @@ from pydicom.uid import UID
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.review.store import Decision, Region
-from vitdomains.cxr.report import CAUTION, FilmReport, FindingLine
+from vitdomains.cxr.report.content import CAUTION, FilmReport, FindingLine
 
 SCHEME = "99VITDOMAINS"
 """Scheme of the codes that no standard dictionary has; private schemes begin with 99 (PS3.16, section 8.2)."""
