@@ -44,8 +44,8 @@ from vitdomains.core.geo.read.raster import describe_raster, read_window
 from vitdomains.core.geo.styles import Labels, class_colours
 from vitdomains.core.terminal import set_up_logging, shown_progress
 from vitdomains.satellite import DOMAIN
+from vitdomains.satellite.data.reader import reader
 from vitdomains.satellite.map import map_command
-from vitdomains.satellite.reader import reader
 from vitdomains.satellite.tiles import TileRules, cut_tiles
 from vitdomains.satellite.truth import ground_truth
 

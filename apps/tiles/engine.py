@@ -81,7 +81,7 @@ class TileEngine:
 
 
 def _picture_reader() -> Any:
-    from vitdomains.satellite.reader import read_image
+    from vitdomains.satellite.data.reader import read_image
 
     return read_image
 

@@ -18,7 +18,7 @@ from vitdomains.core.domain import domain_reader
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.satellite import DOMAIN
-from vitdomains.satellite.reader import read_image, read_pixels, reader, window_reader
+from vitdomains.satellite.data.reader import read_image, read_pixels, reader, window_reader
 from vitdomains.satellite.sensors import sensor_named
 
 EUROSAT = tuple(band.name for band in sensor_named("eurosat").bands)

@@ -11,7 +11,9 @@ import pytest
 
 from tests.core.geo.rasters import ramp, write
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.satellite import DOMAIN, sensors, statistics
+from vitdomains.satellite import DOMAIN, sensors
+from vitdomains.satellite.data import statistics
+from vitdomains.satellite.data.statistics import band_statistics, statistics_command
 from vitdomains.satellite.sensors import (
     SENSORS,
     add_offset,
@@ -22,7 +24,6 @@ from vitdomains.satellite.sensors import (
     sensor_named,
     to_units,
 )
-from vitdomains.satellite.statistics import band_statistics, statistics_command
 
 
 def test_every_sensor_is_consistent() -> None:

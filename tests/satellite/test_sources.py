@@ -15,9 +15,9 @@ from tests.satellite.tile_files import write_picture, write_raster
 from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.data.manifest import labels, subset
 from vitdomains.core.errors import ManifestError
-from vitdomains.satellite.bigearthnet import CLASSES_19, CLASSES_43
-from vitdomains.satellite.folders import LAYOUTS
-from vitdomains.satellite.sources import SOURCES, build_manifest
+from vitdomains.satellite.data.bigearthnet import CLASSES_19, CLASSES_43
+from vitdomains.satellite.data.folders import LAYOUTS
+from vitdomains.satellite.data.sources import SOURCES, build_manifest
 
 N = 8  # tiles a class
 

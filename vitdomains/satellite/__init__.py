@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
-from vitdomains.satellite.reader import complete_spec, read_image, reader
-from vitdomains.satellite.sources import SOURCES, build_manifest
+from vitdomains.satellite.data.reader import complete_spec, read_image, reader
+from vitdomains.satellite.data.sources import SOURCES, build_manifest
 
 
 def default_config() -> Config:

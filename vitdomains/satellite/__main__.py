@@ -6,9 +6,9 @@ import sys
 
 from vitdomains.core.commands.cli import Command, main
 from vitdomains.satellite import DOMAIN
+from vitdomains.satellite.data.statistics import statistics_command
 from vitdomains.satellite.map import map_command
 from vitdomains.satellite.queue_command import command as queue_command
-from vitdomains.satellite.statistics import statistics_command
 from vitdomains.satellite.tile_command import command as tile_command
 
 COMMANDS: dict[str, Command] = {

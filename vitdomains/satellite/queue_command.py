@@ -23,7 +23,7 @@ from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.map.tiles_table import PLACE, tile_table
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.terminal import OnProgress, console, shown_progress
-from vitdomains.satellite.reader import read_image, read_pixels
+from vitdomains.satellite.data.reader import read_image, read_pixels
 
 log = logging.getLogger(__name__)
 

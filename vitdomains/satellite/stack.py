@@ -12,7 +12,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.read.raster import Extent, RasterInfo, describe_raster
 from vitdomains.core.geo.read.scene_paths import files_of
-from vitdomains.satellite.reader import read_pixels
+from vitdomains.satellite.data.reader import read_pixels
 
 _SAME = 0.5
 """Pixels by which the corners of two grids may differ."""

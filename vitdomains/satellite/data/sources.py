@@ -14,9 +14,9 @@ from vitdomains.core.data.manifest import Manifest, labels, merge, select_classe
 from vitdomains.core.data.sources import keep_rows, limited, source_root
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.suggest import nearest
-from vitdomains.satellite import bigearthnet
-from vitdomains.satellite.folders import LAYOUTS, folders, release
-from vitdomains.satellite.positions import split_tiles
+from vitdomains.satellite.data import bigearthnet
+from vitdomains.satellite.data.folders import LAYOUTS, folders, release
+from vitdomains.satellite.data.positions import split_tiles
 from vitdomains.satellite.tables import csv_source, tiles
 
 log = logging.getLogger(__name__)

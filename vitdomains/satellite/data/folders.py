@@ -17,7 +17,7 @@ import numpy as np
 from vitdomains.core.config.schema import Source
 from vitdomains.core.data.manifest import Manifest, make_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.satellite.positions import LONGITUDE_COLUMN
+from vitdomains.satellite.data.positions import LONGITUDE_COLUMN
 
 log = logging.getLogger(__name__)
 

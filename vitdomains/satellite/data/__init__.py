@@ -1,0 +1,1 @@
+"""Satellite data sets: sources, tile folders, band reading, statistics."""
