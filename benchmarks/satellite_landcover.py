@@ -45,9 +45,9 @@ from vitdomains.core.geo.styles import Labels, class_colours
 from vitdomains.core.terminal import set_up_logging, shown_progress
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.data.reader import reader
-from vitdomains.satellite.map import map_command
-from vitdomains.satellite.tiles import TileRules, cut_tiles
-from vitdomains.satellite.truth import ground_truth
+from vitdomains.satellite.scenes.label_raster import ground_truth
+from vitdomains.satellite.scenes.map import map_command
+from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "satellite"
 BANDS = ("B1", "B2", "B3", "B4", "B5")

@@ -49,7 +49,7 @@ from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.satellite.data.reader import read_image, window_reader
-from vitdomains.satellite.map import CACHE_MB
+from vitdomains.satellite.scenes.map import CACHE_MB
 
 SIZE, CLASSES = 224, tuple(f"class {i}" for i in range(30))
 SENSOR, BANDS = "landsat8_l1", ("red=3", "green=2", "blue=1")

@@ -9,8 +9,8 @@ import pytest
 
 from tests.satellite.test_map import CLASSES, write_scene, write_tiny_bundle
 from vitdomains.satellite import DOMAIN
-from vitdomains.satellite.map import map_command
-from vitdomains.satellite.queue_command import command as queue_command
+from vitdomains.satellite.scenes.map import map_command
+from vitdomains.satellite.scenes.queue import command as queue_command
 
 __all__ = ["CLASSES", "SmallMap", "small_map"]
 

@@ -15,9 +15,9 @@ from vitdomains import cxr, satellite
 from vitdomains.core import pipeline
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.terminal import OnProgress
-from vitdomains.satellite.map import map_command
-from vitdomains.satellite.queue_command import command as queue_command
-from vitdomains.satellite.tiles import TileRules, cut_tiles
+from vitdomains.satellite.scenes.map import map_command
+from vitdomains.satellite.scenes.queue import command as queue_command
+from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
 from vitdomains.zeroshot.align import Alignment, align
 from vitdomains.zeroshot.align_data import Pairs
 from vitdomains.zeroshot.label import Compute, Options, label_tiles

@@ -58,8 +58,8 @@ class TileEngine:
     def prepared(self, extent: Extent) -> tuple[NDArray[Any], tuple[int, int]]:
         """The model's input [C, h, w] in storage type, and the tile's height and width."""
         from vitdomains.core.data.preprocess import prepare
-        from vitdomains.satellite.map import scene_spec
-        from vitdomains.satellite.stack import read_scene
+        from vitdomains.satellite.scenes.map import scene_spec
+        from vitdomains.satellite.scenes.multi_file import read_scene
 
         asked = self._options
         spec = scene_spec(self._model.predictor.bundle.preprocess, asked.sensor, asked.bands)

@@ -23,7 +23,7 @@ from vitdomains.core.geo.read.raster import describe_raster, read_window
 from vitdomains.core.geo.read.scene_paths import files_of
 from vitdomains.core.review.agreement import Rule, consensus, readings
 from vitdomains.core.review.export import SUBJECT, training_manifest
-from vitdomains.satellite.stack import resolution_of
+from vitdomains.satellite.scenes.multi_file import resolution_of
 
 FORMATS = {
     ".gpkg": ("GeoPackage", "application/geopackage+sqlite3"),

@@ -29,7 +29,7 @@ from vitdomains.core.errors import ConfigError, ImageError, ManifestError
 from vitdomains.core.geo.read.raster import describe_raster
 from vitdomains.core.review.store import Answer, Assignment, Decision, ReviewStore
 from vitdomains.satellite import DOMAIN
-from vitdomains.satellite.map import map_command
+from vitdomains.satellite.scenes.map import map_command
 
 pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
 

@@ -31,7 +31,7 @@ from vitdomains.core.errors import BundleError, ConfigError, ImageError, Manifes
 from vitdomains.core.geo.read.scene_paths import find_input
 from vitdomains.core.models.build import build_model
 from vitdomains.satellite import DOMAIN
-from vitdomains.satellite.map import map_command, tile_side
+from vitdomains.satellite.scenes.map import map_command, tile_side
 
 ROOT = Path(__file__).resolve().parents[2]
 NORTH = Affine(10, 0, 500_700, 0, -10, 5_200_000)

@@ -15,7 +15,7 @@ from shapely.geometry import Point, box
 from tests.satellite.tile_files import UTM, write_raster
 from vitdomains.core.data.manifest import labels, read_manifest
 from vitdomains.core.errors import ConfigError, ImageError, ManifestError
-from vitdomains.satellite.tiles import TileRules, cut_tiles
+from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
 
 SIDE = 64  # pixels of the scene, 10 m each
 LEFT, TOP = 500_000.0, 5_000_000.0

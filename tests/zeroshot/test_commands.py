@@ -20,7 +20,7 @@ from vitdomains.core.config.parse import parse_config
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.terminal import console
-from vitdomains.satellite.map import map_command
+from vitdomains.satellite.scenes.map import map_command
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search
 from vitdomains.zeroshot.feedback import refine_command, student_command

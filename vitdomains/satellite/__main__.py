@@ -7,8 +7,8 @@ import sys
 from vitdomains.core.commands.cli import Command, main
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.data.statistics import statistics_command
-from vitdomains.satellite.map import map_command
-from vitdomains.satellite.queue_command import command as queue_command
+from vitdomains.satellite.scenes.map import map_command
+from vitdomains.satellite.scenes.queue import command as queue_command
 from vitdomains.satellite.tile_command import command as tile_command
 
 COMMANDS: dict[str, Command] = {

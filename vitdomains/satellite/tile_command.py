@@ -12,7 +12,7 @@ from vitdomains.core.data.manifest import labels
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.satellite.tiles import MANIFEST, TileRules, cut_tiles
+from vitdomains.satellite.scenes.tiles import MANIFEST, TileRules, cut_tiles
 
 
 def command(domain: Domain, argv: list[str]) -> int:

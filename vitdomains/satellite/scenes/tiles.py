@@ -21,7 +21,7 @@ from vitdomains.core.data.manifest import Manifest, make_manifest, write_manifes
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.geo.read.raster import RasterInfo, describe_raster, read_window
-from vitdomains.satellite.truth import Truth, ground_truth
+from vitdomains.satellite.scenes.label_raster import Truth, ground_truth
 
 log = logging.getLogger(__name__)
 

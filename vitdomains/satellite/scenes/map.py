@@ -29,8 +29,8 @@ from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import RUNTIMES
 from vitdomains.core.jobs.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
+from vitdomains.satellite.scenes.multi_file import read_scene
 from vitdomains.satellite.sensors import band_named, catalogue_names, sensor_named
-from vitdomains.satellite.stack import read_scene
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Whole scenes: tiling, label rasters, maps, the queue of tiles to review."""
