@@ -21,7 +21,7 @@ from harness import write_result
 
 from vitdomains.core.terminal import console, set_up_logging
 from vitdomains.zeroshot import DOMAIN
-from vitdomains.zeroshot.align_command import align_command
+from vitdomains.zeroshot.align.command import align_command
 
 CLASSES = Path(__file__).parents[1] / "configs" / "zeroshot" / "rsscn7.yaml"
 PATHS = ("data", "evaluate", "image_weights", "text_tower", "out", "evaluate_classes", "features")

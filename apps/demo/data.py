@@ -18,8 +18,8 @@ from vitdomains.core.terminal import OnProgress
 from vitdomains.satellite.scenes.map import map_command
 from vitdomains.satellite.scenes.queue import command as queue_command
 from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
-from vitdomains.zeroshot.align import Alignment, align
-from vitdomains.zeroshot.align_data import Pairs
+from vitdomains.zeroshot.align.data import Pairs
+from vitdomains.zeroshot.align.train import Alignment, align
 from vitdomains.zeroshot.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.prompts import make_prompts

@@ -19,9 +19,9 @@ from tests.zeroshot.tiny import SIZE, bert_tokenizer, dual
 from vitdomains.core.errors import ManifestError, TrainingError
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.__main__ import COMMANDS
-from vitdomains.zeroshot.align import Alignment, align, load_batch
-from vitdomains.zeroshot.align_data import Pairs, hold_out, read_pairs, spoken
-from vitdomains.zeroshot.align_towers import dinov2_from_timm, text_encoder, with_mean_pooling
+from vitdomains.zeroshot.align.data import Pairs, hold_out, read_pairs, spoken
+from vitdomains.zeroshot.align.towers import dinov2_from_timm, text_encoder, with_mean_pooling
+from vitdomains.zeroshot.align.train import Alignment, align, load_batch
 from vitdomains.zeroshot.contrastive import LOSSES, Loss, backward
 from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import Parts, load_towers, make_towers

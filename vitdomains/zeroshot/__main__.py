@@ -6,7 +6,7 @@ import sys
 
 from vitdomains.core.commands.cli import Command, main
 from vitdomains.zeroshot import DOMAIN
-from vitdomains.zeroshot.align_command import align_command
+from vitdomains.zeroshot.align.command import align_command
 from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search
 from vitdomains.zeroshot.feedback import refine_command, student_command
 

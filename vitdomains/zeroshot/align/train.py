@@ -27,7 +27,7 @@ from vitdomains.core.files import write_atomically
 from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.training.run_state import load_state, save_state
-from vitdomains.zeroshot.align_data import Pairs
+from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.contrastive import LOSSES, Encode, Loss, backward
 from vitdomains.zeroshot.prompts import PromptSet, class_embeddings, single_prompt
 from vitdomains.zeroshot.reader import read_image

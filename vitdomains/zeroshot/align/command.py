@@ -14,9 +14,9 @@ from vitdomains.core.domain import Domain
 from vitdomains.core.files import write_text
 from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.zeroshot.align import Alignment, Trained, align, top_one
-from vitdomains.zeroshot.align_data import Pairs, class_prompts, hold_out, read_pairs
-from vitdomains.zeroshot.align_towers import Pooling, dual_encoder
+from vitdomains.zeroshot.align.data import Pairs, class_prompts, hold_out, read_pairs
+from vitdomains.zeroshot.align.towers import Pooling, dual_encoder
+from vitdomains.zeroshot.align.train import Alignment, Trained, align, top_one
 from vitdomains.zeroshot.contrastive import Loss
 from vitdomains.zeroshot.prompts import read_classes
 from vitdomains.zeroshot.sources import labelled_sample
