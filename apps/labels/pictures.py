@@ -18,7 +18,7 @@ from apps.shared.memo import Memo
 from apps.viewer import as_base64
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.core.errors import ImageError
-from vitdomains.zeroshot.reader import read_image, read_pixels
+from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
 from vitdomains.zeroshot.sheets import shown
 
 SIDE = 120

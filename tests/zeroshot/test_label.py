@@ -32,10 +32,10 @@ from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.zeroshot import DOMAIN
+from vitdomains.zeroshot.embeddings.reader import read_image, reader, with_bands
 from vitdomains.zeroshot.label import Compute, Labelled, Options, label_tiles
 from vitdomains.zeroshot.plan import TilePlan, plan_tiles
 from vitdomains.zeroshot.prompts import PromptSet, read_classes
-from vitdomains.zeroshot.reader import read_image, reader, with_bands
 from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import Towers, load_towers
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.domain import Domain
+from vitdomains.zeroshot.embeddings.reader import read_image, reader
+from vitdomains.zeroshot.embeddings.sources import SOURCES, build_manifest
 from vitdomains.zeroshot.plan import EXTENSIONS
-from vitdomains.zeroshot.reader import read_image, reader
-from vitdomains.zeroshot.sources import SOURCES, build_manifest
 from vitdomains.zeroshot.towers import clip_zero_shot_classification
 
 __all__ = ["DOMAIN", "clip_zero_shot_classification", "default_config"]

@@ -11,7 +11,7 @@ import pandas as pd
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.zeroshot.embeddings import open_index
+from vitdomains.zeroshot.embeddings.store import open_index
 from vitdomains.zeroshot.label import Options, text_classifier, write_labels
 from vitdomains.zeroshot.outputs import write_label_bundle
 from vitdomains.zeroshot.plan import TilePlan, places_of

@@ -23,7 +23,7 @@ from vitdomains.core.files import write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.models.image_tower import text_head
 from vitdomains.zeroshot.classify import Classifier, top_k
-from vitdomains.zeroshot.embeddings import About
+from vitdomains.zeroshot.embeddings.store import About
 from vitdomains.zeroshot.towers import Towers
 
 DOMAIN_NAME = "zeroshot"

@@ -17,7 +17,7 @@ from vitdomains.core.errors import ManifestError
 from vitdomains.core.headstart import fit_head
 from vitdomains.core.tasks import SingleLabel
 from vitdomains.zeroshot.classify import Classifier
-from vitdomains.zeroshot.embeddings import Index
+from vitdomains.zeroshot.embeddings.store import Index
 
 FOLDS = 5
 STRENGTH = 1.0

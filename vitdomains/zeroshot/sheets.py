@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_atomically
-from vitdomains.zeroshot.reader import read_image, read_pixels
+from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
 
 SIDE = 112
 CAPTION = 14

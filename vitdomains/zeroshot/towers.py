@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from vitdomains.core.data.preprocess import PreprocessSpec, Resample, normalise, prepare
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.models.image_tower import ImageTower
-from vitdomains.zeroshot.reader import read_image
+from vitdomains.zeroshot.embeddings.reader import read_image
 
 logger = logging.getLogger(__name__)
 

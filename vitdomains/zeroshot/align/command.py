@@ -18,8 +18,8 @@ from vitdomains.zeroshot.align.data import Pairs, class_prompts, hold_out, read_
 from vitdomains.zeroshot.align.towers import Pooling, dual_encoder
 from vitdomains.zeroshot.align.train import Alignment, Trained, align, top_one
 from vitdomains.zeroshot.contrastive import Loss
+from vitdomains.zeroshot.embeddings.sources import labelled_sample
 from vitdomains.zeroshot.prompts import read_classes
-from vitdomains.zeroshot.sources import labelled_sample
 from vitdomains.zeroshot.towers import Parts, make_towers
 
 

@@ -14,8 +14,8 @@ import pandas as pd
 from vitdomains.core.config.schema import Source
 from vitdomains.core.data.manifest import labels
 from vitdomains.core.errors import ManifestError
+from vitdomains.zeroshot.embeddings.sources import folders
 from vitdomains.zeroshot.prompts import PromptSet, make_prompts
-from vitdomains.zeroshot.sources import folders
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from vitdomains.core.geo.map.scene import Strip, strips
 from vitdomains.core.jobs.pool import Work
 from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.process import has_fast_bf16
-from vitdomains.zeroshot.embeddings import About
-from vitdomains.zeroshot.reader import read_image, read_pixels
+from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
+from vitdomains.zeroshot.embeddings.store import About
 from vitdomains.zeroshot.towers import Towers, load_towers
 
 Array = npt.NDArray[Any]

@@ -1,0 +1,1 @@
+"""Image embeddings: reading tiles, computing, storing and searching."""
