@@ -33,9 +33,9 @@ from rich.console import Console
 from zeroshot_throughput import CLASSES, random_clip
 
 from vitdomains.core.geo.map.run import Means
-from vitdomains.zeroshot.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.prompts import read_classes
 from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import load_towers
 

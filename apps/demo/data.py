@@ -20,9 +20,9 @@ from vitdomains.satellite.scenes.queue import command as queue_command
 from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
 from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.align.train import Alignment, align
-from vitdomains.zeroshot.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.prompts import make_prompts
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.prompts import make_prompts
 from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import load_towers
 

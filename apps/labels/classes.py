@@ -15,7 +15,7 @@ from apps.labels.session import Session
 from apps.shared.address import fail, go, say, settle_part
 from apps.shared.components import hold, plain, show_problem, soft
 from vitdomains.core.errors import ConfigError, VitDomainsError
-from vitdomains.zeroshot.prompts import expand_templates, template_sets
+from vitdomains.zeroshot.labels.prompts import expand_templates, template_sets
 
 LIST_HEIGHT = 240
 PROMPTS_HEIGHT = 190

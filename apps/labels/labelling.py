@@ -11,8 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vitdomains.core.geo.map.tiles_table import PLACE, UNKNOWN, tile_table
-from vitdomains.zeroshot.classify import Classifier, decide, groups
-from vitdomains.zeroshot.prompts import PromptSet
+from vitdomains.zeroshot.labels.classify import Classifier, decide, groups
+from vitdomains.zeroshot.labels.prompts import PromptSet
 from vitdomains.zeroshot.towers import Kind
 
 Floats = NDArray[np.float64]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from apps.labels.store import Labels
 from apps.shared.loading import Loading
 from vitdomains.core.errors import ConfigError
-from vitdomains.zeroshot.classify import Classifier
 from vitdomains.zeroshot.embeddings.search import text_query
-from vitdomains.zeroshot.label import Options, text_classifier
-from vitdomains.zeroshot.prompts import PromptSet
+from vitdomains.zeroshot.labels.classify import Classifier
+from vitdomains.zeroshot.labels.label import Options, text_classifier
+from vitdomains.zeroshot.labels.prompts import PromptSet
 from vitdomains.zeroshot.towers import Towers, load_towers
 
 

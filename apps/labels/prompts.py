@@ -21,7 +21,7 @@ import yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
-from vitdomains.zeroshot.prompts import ClassPrompts, PromptSet, make_prompts, read_prompts
+from vitdomains.zeroshot.labels.prompts import ClassPrompts, PromptSet, make_prompts, read_prompts
 
 MAX_CHARACTERS = 20_000
 MAX_CLASSES = 200

@@ -20,7 +20,7 @@ from apps.shared.address import address
 from apps.shared.drafts import Draft
 from apps.shared.session import Reviewing
 from vitdomains.core.errors import ConfigError
-from vitdomains.zeroshot.prompts import PromptSet
+from vitdomains.zeroshot.labels.prompts import PromptSet
 
 
 @st.cache_resource(show_spinner="reading the labels", max_entries=2)

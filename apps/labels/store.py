@@ -16,8 +16,8 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.zeroshot.embeddings.store import Index, open_index
+from vitdomains.zeroshot.labels.prompts import PromptSet, read_prompts
 from vitdomains.zeroshot.plan import KEY_DIGITS
-from vitdomains.zeroshot.prompts import PromptSet, read_prompts
 from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import Kind
 

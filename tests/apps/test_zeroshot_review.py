@@ -35,9 +35,9 @@ from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review.store import Answer, Decision, ReviewStore
-from vitdomains.zeroshot.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.prompts import make_prompts, read_classes
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.prompts import make_prompts, read_classes
 from vitdomains.zeroshot.student import read_reviewed, read_tiles
 from vitdomains.zeroshot.towers import Towers, load_towers
 

@@ -17,9 +17,9 @@ from vitdomains import satellite
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.review.store import ReviewStore
-from vitdomains.zeroshot.label import Compute, label_tiles
+from vitdomains.zeroshot.labels.label import Compute, label_tiles
+from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.prompts import read_classes
 from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import load_towers
 

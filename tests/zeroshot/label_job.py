@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from vitdomains.core.geo.map.run import Means
-from vitdomains.zeroshot.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
+from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.prompts import read_classes
 from vitdomains.zeroshot.towers import load_towers
 
 CLASSES = "forest, river or lake, residential buildings, parking lot"

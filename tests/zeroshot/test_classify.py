@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, tile_table
-from vitdomains.zeroshot.classify import Classifier, calibrated, corrected_for_prior, decide, top_k
-from vitdomains.zeroshot.prompts import make_prompts
+from vitdomains.zeroshot.labels.classify import Classifier, calibrated, corrected_for_prior, decide, top_k
+from vitdomains.zeroshot.labels.prompts import make_prompts
 
 PROMPTS = make_prompts(
     {

@@ -33,9 +33,9 @@ from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.embeddings.reader import read_image, reader, with_bands
-from vitdomains.zeroshot.label import Compute, Labelled, Options, label_tiles
+from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, label_tiles
+from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.plan import TilePlan, plan_tiles
-from vitdomains.zeroshot.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.student import read_tiles
 from vitdomains.zeroshot.towers import Towers, load_towers
 

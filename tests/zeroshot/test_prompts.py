@@ -11,7 +11,7 @@ import pytest
 
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.errors import ConfigError
-from vitdomains.zeroshot.prompts import (
+from vitdomains.zeroshot.labels.prompts import (
     class_embeddings,
     expand_templates,
     make_prompts,

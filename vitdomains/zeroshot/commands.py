@@ -23,15 +23,15 @@ from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.jobs.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.zeroshot.assess import VARIANTS, assess
 from vitdomains.zeroshot.embeddings.reader import with_bands
 from vitdomains.zeroshot.embeddings.search import image_query, nearest_tiles, text_query
 from vitdomains.zeroshot.embeddings.sources import labelled_sample
 from vitdomains.zeroshot.embeddings.store import open_index
-from vitdomains.zeroshot.label import Compute, Labelled, Options, embed_tiles, label_tiles
+from vitdomains.zeroshot.labels.assess import VARIANTS, assess
+from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, embed_tiles, label_tiles
+from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.openclip import convert
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.towers import Towers, load_towers
 
 logger = logging.getLogger(__name__)

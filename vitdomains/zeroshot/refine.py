@@ -16,8 +16,8 @@ from vitdomains.core.commands.probe import knn_scores
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.headstart import fit_head
 from vitdomains.core.tasks import SingleLabel
-from vitdomains.zeroshot.classify import Classifier
 from vitdomains.zeroshot.embeddings.store import Index
+from vitdomains.zeroshot.labels.classify import Classifier
 
 FOLDS = 5
 STRENGTH = 1.0

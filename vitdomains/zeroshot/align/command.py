@@ -19,7 +19,7 @@ from vitdomains.zeroshot.align.towers import Pooling, dual_encoder
 from vitdomains.zeroshot.align.train import Alignment, Trained, align, top_one
 from vitdomains.zeroshot.contrastive import Loss
 from vitdomains.zeroshot.embeddings.sources import labelled_sample
-from vitdomains.zeroshot.prompts import read_classes
+from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.towers import Parts, make_towers
 
 

@@ -15,7 +15,7 @@ from vitdomains.core.config.schema import Source
 from vitdomains.core.data.manifest import labels
 from vitdomains.core.errors import ManifestError
 from vitdomains.zeroshot.embeddings.sources import folders
-from vitdomains.zeroshot.prompts import PromptSet, make_prompts
+from vitdomains.zeroshot.labels.prompts import PromptSet, make_prompts
 
 
 @dataclass(frozen=True)

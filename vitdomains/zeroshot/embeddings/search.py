@@ -13,7 +13,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ManifestError
 from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.embeddings.store import Index
-from vitdomains.zeroshot.prompts import class_embeddings, make_prompts
+from vitdomains.zeroshot.labels.prompts import class_embeddings, make_prompts
 from vitdomains.zeroshot.towers import Towers
 
 Floats = npt.NDArray[np.float32]

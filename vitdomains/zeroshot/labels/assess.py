@@ -12,9 +12,16 @@ import pandas as pd
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.jobs.shards import OnProgress
-from vitdomains.zeroshot.label import DEFAULT_COMPUTE, DEFAULT_OPTIONS, Compute, Options, embed_tiles, text_classifier
+from vitdomains.zeroshot.labels.label import (
+    DEFAULT_COMPUTE,
+    DEFAULT_OPTIONS,
+    Compute,
+    Options,
+    embed_tiles,
+    text_classifier,
+)
+from vitdomains.zeroshot.labels.prompts import PromptSet, single_prompt
 from vitdomains.zeroshot.plan import TilePlan
-from vitdomains.zeroshot.prompts import PromptSet, single_prompt
 from vitdomains.zeroshot.towers import Towers
 
 VARIANTS = ("ensemble", "single prompt")

@@ -22,8 +22,8 @@ from vitdomains.core.config.schema import Config, Data, Run, Source
 from vitdomains.core.files import write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.models.image_tower import text_head
-from vitdomains.zeroshot.classify import Classifier, top_k
 from vitdomains.zeroshot.embeddings.store import About
+from vitdomains.zeroshot.labels.classify import Classifier, top_k
 from vitdomains.zeroshot.towers import Towers
 
 DOMAIN_NAME = "zeroshot"

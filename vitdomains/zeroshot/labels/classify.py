@@ -14,7 +14,7 @@ from vitdomains.core.geo.map.tiles_table import UNKNOWN, probability_columns
 from vitdomains.core.metrics.calibrate import calibration_notes, choose_thresholds, fit_temperature
 from vitdomains.core.tasks import Kind as TaskKind
 from vitdomains.core.tasks import build_task
-from vitdomains.zeroshot.prompts import PromptSet
+from vitdomains.zeroshot.labels.prompts import PromptSet
 from vitdomains.zeroshot.towers import Kind
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,1 @@
+"""Labels from text: prompts, classification, batch labelling and its outputs."""
