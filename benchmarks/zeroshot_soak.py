@@ -35,9 +35,9 @@ from zeroshot_throughput import CLASSES, random_clip
 from vitdomains.core.geo.map.run import Means
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
+from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.student import read_tiles
-from vitdomains.zeroshot.towers import load_towers
 
 SIDE = 32
 """Of a tile and of a block of the file, pixels: a damaged block is a damaged tile."""

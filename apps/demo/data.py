@@ -22,9 +22,9 @@ from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.align.train import Alignment, align
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import make_prompts
+from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.student import read_tiles
-from vitdomains.zeroshot.towers import load_towers
 
 TILE, PICTURE = 32, 64
 """Side of a tile of the satellite and of the zero-shot demonstration, pixels."""

@@ -16,7 +16,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from vitdomains.zeroshot.towers import Parts
+from vitdomains.zeroshot.models.towers import Parts
 
 
 def word_tokenizer(texts: Sequence[str]) -> BertTokenizer:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vitdomains.core.geo.map.tiles_table import PLACE, UNKNOWN, tile_table
 from vitdomains.zeroshot.labels.classify import Classifier, decide, groups
 from vitdomains.zeroshot.labels.prompts import PromptSet
-from vitdomains.zeroshot.towers import Kind
+from vitdomains.zeroshot.models.towers import Kind
 
 Floats = NDArray[np.float64]
 Order = Literal["borderline", "surest", "listed", "similar"]

@@ -16,7 +16,7 @@ from vitdomains.zeroshot.embeddings.search import text_query
 from vitdomains.zeroshot.labels.classify import Classifier
 from vitdomains.zeroshot.labels.label import Options, text_classifier
 from vitdomains.zeroshot.labels.prompts import PromptSet
-from vitdomains.zeroshot.towers import Towers, load_towers
+from vitdomains.zeroshot.models.towers import Towers, load_towers
 
 
 class TextModel:

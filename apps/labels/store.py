@@ -17,9 +17,9 @@ from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.zeroshot.embeddings.store import Index, open_index
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_prompts
+from vitdomains.zeroshot.models.towers import Kind
 from vitdomains.zeroshot.plan import KEY_DIGITS
 from vitdomains.zeroshot.student import read_tiles
-from vitdomains.zeroshot.towers import Kind
 
 FROM_TEXT = "text embeddings"
 """What a bundle says of its last layer if that is the classes' texts."""

@@ -37,9 +37,9 @@ from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review.store import Answer, Decision, ReviewStore
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import make_prompts, read_classes
+from vitdomains.zeroshot.models.towers import Towers, load_towers
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.student import read_reviewed, read_tiles
-from vitdomains.zeroshot.towers import Towers, load_towers
 
 SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "zeroshot_review.py"
 CLASSES = "forest, river or lake, residential buildings, parking lot"

@@ -19,9 +19,9 @@ from vitdomains.core.geo.map.run import Means
 from vitdomains.core.review.store import ReviewStore
 from vitdomains.zeroshot.labels.label import Compute, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
+from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.student import read_tiles
-from vitdomains.zeroshot.towers import load_towers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -35,9 +35,9 @@ from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.embeddings.reader import read_image, reader, with_bands
 from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
+from vitdomains.zeroshot.models.towers import Towers, load_towers
 from vitdomains.zeroshot.plan import TilePlan, plan_tiles
 from vitdomains.zeroshot.student import read_tiles
-from vitdomains.zeroshot.towers import Towers, load_towers
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = Compute(Means(shard_size=8), "fp32", batch_size=4)

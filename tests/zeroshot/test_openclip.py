@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from vitdomains.core.errors import WeightsError
-from vitdomains.zeroshot.clip_tokenizer import clip_tokenizer, tokenizer_from_merges
-from vitdomains.zeroshot.openclip import convert, read_architecture, renamed
-from vitdomains.zeroshot.towers import load_towers
+from vitdomains.zeroshot.models.clip_tokenizer import clip_tokenizer, tokenizer_from_merges
+from vitdomains.zeroshot.models.openclip import convert, read_architecture, renamed
+from vitdomains.zeroshot.models.towers import load_towers
 
 open_clip = pytest.importorskip("open_clip")
 VISION = {"image_size": 32, "layers": 2, "width": 160, "patch_size": 8, "head_width": 80}
@@ -91,7 +91,7 @@ def test_no_weight_is_left_over(tmp_path: Path) -> None:
 def test_the_activation_is_what_the_publisher_says(
     file: str, architecture: str, activation: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from vitdomains.zeroshot.openclip import _activation
+    from vitdomains.zeroshot.models.openclip import _activation
 
     chosen, why = _activation(read_architecture(architecture), file, architecture, "auto")
     assert chosen == activation and why

@@ -17,7 +17,7 @@ from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.models.build import build_model
 from vitdomains.core.models.image_tower import text_head
-from vitdomains.zeroshot.towers import clip_zero_shot_classification, load_parts, load_towers
+from vitdomains.zeroshot.models.towers import clip_zero_shot_classification, load_parts, load_towers
 
 CLASSES = ["forest", "river or lake", "residential buildings", "parking lot"]
 TEMPLATE = "a satellite photo of {}."

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from apps.demo.towers import word_tokenizer
-from vitdomains.zeroshot.towers import Parts
+from vitdomains.zeroshot.models.towers import Parts
 
 CORPUS = [
     "a satellite photo of a dense forest with many trees.", "aerial imagery of a river or lake with blue water.",

@@ -30,9 +30,9 @@ from vitdomains.zeroshot.embeddings.store import open_index
 from vitdomains.zeroshot.labels.assess import VARIANTS, assess
 from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, embed_tiles, label_tiles
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
-from vitdomains.zeroshot.openclip import convert
+from vitdomains.zeroshot.models.openclip import convert
+from vitdomains.zeroshot.models.towers import Towers, load_towers
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.towers import Towers, load_towers
 
 logger = logging.getLogger(__name__)
 

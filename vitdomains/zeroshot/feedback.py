@@ -15,10 +15,10 @@ from vitdomains.zeroshot.embeddings.store import open_index
 from vitdomains.zeroshot.labels.label import Options, text_classifier, write_labels
 from vitdomains.zeroshot.labels.outputs import write_label_bundle
 from vitdomains.zeroshot.labels.prompts import read_prompts
+from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import TilePlan, places_of
 from vitdomains.zeroshot.refine import refine
 from vitdomains.zeroshot.student import read_reviewed, read_tiles, student_config, student_manifest
-from vitdomains.zeroshot.towers import load_towers
 
 
 def student_command(domain: Domain, argv: list[str]) -> int:

@@ -20,7 +20,7 @@ from vitdomains.zeroshot.align.train import Alignment, Trained, align, top_one
 from vitdomains.zeroshot.contrastive import Loss
 from vitdomains.zeroshot.embeddings.sources import labelled_sample
 from vitdomains.zeroshot.labels.prompts import read_classes
-from vitdomains.zeroshot.towers import Parts, make_towers
+from vitdomains.zeroshot.models.towers import Parts, make_towers
 
 
 def align_command(domain: Domain, argv: list[str]) -> int:

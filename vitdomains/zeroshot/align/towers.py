@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.models.weights import read_state
-from vitdomains.zeroshot.towers import Parts, first_line, without_bars
+from vitdomains.zeroshot.models.towers import Parts, first_line, without_bars
 
 Pooling = Literal["class", "mean"]
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -31,7 +31,7 @@ from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.contrastive import LOSSES, Encode, Loss, backward
 from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, single_prompt
-from vitdomains.zeroshot.towers import Parts, TextTower, Towers, make_towers
+from vitdomains.zeroshot.models.towers import Parts, TextTower, Towers, make_towers
 
 Trained = Literal["projection", "lora", "full"]
 _FORWARD = 32

@@ -30,7 +30,7 @@ from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
 from vitdomains.zeroshot.embeddings.store import About
-from vitdomains.zeroshot.towers import Towers, load_towers
+from vitdomains.zeroshot.models.towers import Towers, load_towers
 
 Array = npt.NDArray[Any]
 _CACHE_MB = "64"

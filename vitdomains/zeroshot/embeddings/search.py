@@ -14,7 +14,7 @@ from vitdomains.core.errors import ManifestError
 from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.embeddings.store import Index
 from vitdomains.zeroshot.labels.prompts import class_embeddings, make_prompts
-from vitdomains.zeroshot.towers import Towers
+from vitdomains.zeroshot.models.towers import Towers
 
 Floats = npt.NDArray[np.float32]
 CHUNK = 65_536

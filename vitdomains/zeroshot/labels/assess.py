@@ -21,8 +21,8 @@ from vitdomains.zeroshot.labels.label import (
     text_classifier,
 )
 from vitdomains.zeroshot.labels.prompts import PromptSet, single_prompt
+from vitdomains.zeroshot.models.towers import Towers
 from vitdomains.zeroshot.plan import TilePlan
-from vitdomains.zeroshot.towers import Towers
 
 VARIANTS = ("ensemble", "single prompt")
 

@@ -15,7 +15,7 @@ from vitdomains.core.metrics.calibrate import calibration_notes, choose_threshol
 from vitdomains.core.tasks import Kind as TaskKind
 from vitdomains.core.tasks import build_task
 from vitdomains.zeroshot.labels.prompts import PromptSet
-from vitdomains.zeroshot.towers import Kind
+from vitdomains.zeroshot.models.towers import Kind
 
 logger = logging.getLogger(__name__)
 

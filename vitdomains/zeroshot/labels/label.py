@@ -34,9 +34,9 @@ from vitdomains.zeroshot.embeddings.store import Index, add_tiles, open_index
 from vitdomains.zeroshot.labels.classify import Classifier, calibrated, corrected_for_prior, decide, reweighted
 from vitdomains.zeroshot.labels.outputs import Summary, label_list, write_label_bundle, write_totals
 from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, remembering
+from vitdomains.zeroshot.models.towers import Towers
 from vitdomains.zeroshot.plan import TilePlan, tile_keys
 from vitdomains.zeroshot.sheets import Examples, contact_sheets
-from vitdomains.zeroshot.towers import Towers
 
 CHUNK = 8192
 PART = 6 * CHUNK

@@ -24,7 +24,7 @@ from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.models.image_tower import text_head
 from vitdomains.zeroshot.embeddings.store import About
 from vitdomains.zeroshot.labels.classify import Classifier, top_k
-from vitdomains.zeroshot.towers import Towers
+from vitdomains.zeroshot.models.towers import Towers
 
 DOMAIN_NAME = "zeroshot"
 

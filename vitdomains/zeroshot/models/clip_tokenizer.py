@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdomains.core.errors import WeightsError
-from vitdomains.zeroshot.towers import first_line
+from vitdomains.zeroshot.models.towers import first_line
 
 BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 48894

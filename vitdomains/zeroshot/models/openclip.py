@@ -19,8 +19,8 @@ from vitdomains.core.bundle import file_sha256
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.files import write_text
 from vitdomains.core.models.weights import read_state
-from vitdomains.zeroshot.clip_tokenizer import clip_tokenizer
-from vitdomains.zeroshot.towers import Parts, first_line, load_parts
+from vitdomains.zeroshot.models.clip_tokenizer import clip_tokenizer
+from vitdomains.zeroshot.models.towers import Parts, first_line, load_parts
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""Image and text towers, OpenCLIP checkpoints and CLIP's tokenizer."""
