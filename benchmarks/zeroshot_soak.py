@@ -37,7 +37,7 @@ from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.student import read_tiles
+from vitdomains.zeroshot.students.student import read_tiles
 
 SIDE = 32
 """Of a tile and of a block of the file, pixels: a damaged block is a damaged tile."""

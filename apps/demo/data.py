@@ -24,7 +24,7 @@ from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import make_prompts
 from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.student import read_tiles
+from vitdomains.zeroshot.students.student import read_tiles
 
 TILE, PICTURE = 32, 64
 """Side of a tile of the satellite and of the zero-shot demonstration, pixels."""

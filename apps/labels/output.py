@@ -21,7 +21,7 @@ from vitdomains.core.review.export import SUBJECT
 from vitdomains.zeroshot.labels.label import Options, write_labels
 from vitdomains.zeroshot.labels.outputs import write_label_bundle
 from vitdomains.zeroshot.plan import TilePlan, places_of
-from vitdomains.zeroshot.student import student_config, student_manifest
+from vitdomains.zeroshot.students.student import student_config, student_manifest
 
 
 def accepted(ledger: Ledger) -> dict[str, str]:

@@ -19,7 +19,7 @@ from vitdomains.zeroshot.embeddings.store import Index, open_index
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_prompts
 from vitdomains.zeroshot.models.towers import Kind
 from vitdomains.zeroshot.plan import KEY_DIGITS
-from vitdomains.zeroshot.student import read_tiles
+from vitdomains.zeroshot.students.student import read_tiles
 
 FROM_TEXT = "text embeddings"
 """What a bundle says of its last layer if that is the classes' texts."""

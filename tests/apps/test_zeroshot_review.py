@@ -39,7 +39,7 @@ from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import make_prompts, read_classes
 from vitdomains.zeroshot.models.towers import Towers, load_towers
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.student import read_reviewed, read_tiles
+from vitdomains.zeroshot.students.student import read_reviewed, read_tiles
 
 SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "zeroshot_review.py"
 CLASSES = "forest, river or lake, residential buildings, parking lot"

@@ -21,7 +21,7 @@ from vitdomains.zeroshot.labels.label import Compute, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import plan_tiles
-from vitdomains.zeroshot.student import read_tiles
+from vitdomains.zeroshot.students.student import read_tiles
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

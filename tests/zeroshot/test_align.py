@@ -24,7 +24,7 @@ from vitdomains.zeroshot.align.towers import dinov2_from_timm, text_encoder, wit
 from vitdomains.zeroshot.align.train import Alignment, align, load_batch
 from vitdomains.zeroshot.contrastive import LOSSES, Loss, backward
 from vitdomains.zeroshot.models.towers import Parts, load_towers, make_towers
-from vitdomains.zeroshot.student import read_tiles
+from vitdomains.zeroshot.students.student import read_tiles
 
 COLOURS = {"Red": (0, 0, 200), "GreenField": (0, 200, 0), "Blue": (200, 0, 0)}
 

@@ -24,7 +24,7 @@ from vitdomains.satellite.scenes.map import map_command
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search
 from vitdomains.zeroshot.feedback import refine_command, student_command
-from vitdomains.zeroshot.student import read_tiles
+from vitdomains.zeroshot.students.student import read_tiles
 
 CLASSES = "forest, river, town"
 FAST = ["--threads", "1", "--readers", "1", "--shard_size", "16"]

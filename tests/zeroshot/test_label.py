@@ -37,7 +37,7 @@ from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, label_t
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.models.towers import Towers, load_towers
 from vitdomains.zeroshot.plan import TilePlan, plan_tiles
-from vitdomains.zeroshot.student import read_tiles
+from vitdomains.zeroshot.students.student import read_tiles
 
 ROOT = Path(__file__).resolve().parents[2]
 EXACT = Compute(Means(shard_size=8), "fp32", batch_size=4)

@@ -16,7 +16,7 @@ from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.embeddings.sources import build_manifest, labelled_sample
 from vitdomains.zeroshot.labels.prompts import make_prompts
 from vitdomains.zeroshot.plan import plan_tiles, tile_keys
-from vitdomains.zeroshot.student import read_reviewed
+from vitdomains.zeroshot.students.student import read_reviewed
 
 PROMPTS = make_prompts(
     {"classes": ["parking lot", {"name": "river or lake", "aliases": ["RiverLake"]}, "forest"]}, ["{}"]

@@ -17,8 +17,8 @@ from vitdomains.zeroshot.labels.outputs import write_label_bundle
 from vitdomains.zeroshot.labels.prompts import read_prompts
 from vitdomains.zeroshot.models.towers import load_towers
 from vitdomains.zeroshot.plan import TilePlan, places_of
-from vitdomains.zeroshot.refine import refine
-from vitdomains.zeroshot.student import read_reviewed, read_tiles, student_config, student_manifest
+from vitdomains.zeroshot.students.refine import refine
+from vitdomains.zeroshot.students.student import read_reviewed, read_tiles, student_config, student_manifest
 
 
 def student_command(domain: Domain, argv: list[str]) -> int:

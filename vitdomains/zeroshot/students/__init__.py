@@ -1,0 +1,1 @@
+"""Bundles trained from zero-shot labels and from reviewers' corrections."""
