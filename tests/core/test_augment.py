@@ -1,4 +1,4 @@
-"""core/data/augment.py: policies keep shape, type and determinism; symmetries are the eight; mixing agrees with hand computation."""
+"""Augmentation policies keep shape, type and determinism; symmetries are the eight; mixing agrees with hand computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""core/data/dataset.py, core/data/loading.py and core/data/image_cache.py: the same samples whatever the workers, and a cache that survives."""
+"""Data sets, loading and the image cache: the same samples whatever the workers, and a cache that survives."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _run(name: str, words: Sequence[str], timeout: float) -> tuple[str, str]:
     """Output of a sibling module run as a program, and why it failed."""
     # What is set for a server with memory to spare would show in the peak.
     environ = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
-    command = [sys.executable, "-m", f"vitdomains.core.bench.{name}", *words]
+    command = [sys.executable, "-m", f"vitdomains.bench.{name}", *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environ, check=False)
     except subprocess.TimeoutExpired:

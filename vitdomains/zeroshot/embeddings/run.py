@@ -1,6 +1,6 @@
 """The worker that turns tiles into embeddings: it decodes ahead in threads, computes in batches of one size, keeps no state.
 
-Runs in any executor of ``core/jobs/shards.py``. A batch that is not full is filled up, so that what a tile gets does not depend on
+Runs in any pool of ``core/jobs``. A batch that is not full is filled up, so that what a tile gets does not depend on
 which others could not be read.
 """
 

@@ -1,6 +1,6 @@
 """A process of its own that loads one artefact, runs it a few times, and says how much memory that took at most.
 
-Runs as ``python -m vitdomains.core.bench.resident CASE WORK``. For ONNX Runtime and OpenVINO it imports neither PyTorch nor
+Runs as ``python -m vitdomains.bench.resident CASE WORK``. For ONNX Runtime and OpenVINO it imports neither PyTorch nor
 what imports it: a device that serves such a file has neither. It is the first to run a case, so that one that crashes
 takes nothing else with it.
 """

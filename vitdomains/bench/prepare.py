@@ -1,6 +1,6 @@
 """A process of its own that exports one model to the files that the runtimes load.
 
-Runs as ``python -m vitdomains.core.bench.prepare SUBJECT WORK ARTEFACT ...``; what it learns of the model stands in
+Runs as ``python -m vitdomains.bench.prepare SUBJECT WORK ARTEFACT ...``; what it learns of the model stands in
 ``prepared.json`` beside the files.
 """
 
