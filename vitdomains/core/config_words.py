@@ -14,7 +14,7 @@ from vitdomains.core.config.schema import Data, Model, Recipe, Run, Source
 from vitdomains.core.config.validate import range_of
 from vitdomains.core.config.yaml_file import parse_yaml
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.suggest import nearest
+from vitdomains.core.terminal import nearest
 
 SECTIONS: dict[str, type[Data | Model | Recipe | Run]] = {"data": Data, "model": Model, "recipe": Recipe, "run": Run}
 ALL_SECTIONS = tuple(SECTIONS)

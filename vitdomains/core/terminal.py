@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -12,6 +13,26 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vitdomains.core.errors import VitDomainsError
+
+# --------------------
+# Finds what a misspelt name was meant to be.
+
+
+def nearest(name: str, known: Sequence[str], count: int = 2) -> list[str]:
+    """Give up to ``count`` known names that look like ``name``, the closest first; none if nothing does.
+
+    Dotted names are compared by their last part: ``lr`` and ``receipt.lr`` both find ``recipe.lr``.
+    """
+    leaf = _leaf(name)
+    leaves = list(dict.fromkeys(_leaf(entry) for entry in known))
+    wanted = difflib.get_close_matches(leaf, leaves, n=count, cutoff=0.6)
+    found = [entry for part in wanted for entry in known if _leaf(entry) == part]
+    return (found or difflib.get_close_matches(name, known, n=count, cutoff=0.6))[:count]
+
+
+def _leaf(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
 
 console = Console()
 """Results go to standard output."""

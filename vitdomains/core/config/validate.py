@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from vitdomains.core.config.schema import Config, Source
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.suggest import nearest
+from vitdomains.core.terminal import nearest
 
 Allowed = Mapping[str, Collection[str]]
 """Allowed text by key, e.g. ``{"data.sources.name": SOURCES}``; replaces or extends ``CHOICES``."""

@@ -13,7 +13,7 @@ from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.data.manifest import Manifest, labels, merge, select_classes, take, validate, with_split
 from vitdomains.core.data.sources import keep_rows, limited, source_root
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.suggest import nearest
+from vitdomains.core.terminal import nearest
 from vitdomains.satellite.data import bigearthnet
 from vitdomains.satellite.data.folders import LAYOUTS, folders, release
 from vitdomains.satellite.data.positions import split_tiles

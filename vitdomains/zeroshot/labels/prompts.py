@@ -20,7 +20,7 @@ import pandas as pd
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.suggest import nearest
+from vitdomains.core.terminal import nearest
 
 Floats = npt.NDArray[np.float32]
 Encode = Callable[[Sequence[str]], Floats]
