@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitdomains.core.config.parse import (
+    SECTIONS,
     config_from_dict,
     config_to_dict,
     dump_config,
+    known_keys,
     parse_config,
     take_overrides,
     validate,
@@ -21,7 +23,6 @@ from vitdomains.core.config.parse import (
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
 from vitdomains.core.config.validate import RANGES
 from vitdomains.core.config.yaml_file import MAX_BYTES, parse_yaml, read_yaml
-from vitdomains.core.config_words import SECTIONS, known_keys
 from vitdomains.core.errors import ConfigError
 
 DEFAULT = Config(data=Data(sources=[Source(name="nih")]))
