@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core import checks
 from vitdomains.core.config.schema import Data, Source
+from vitdomains.core.data import manifest
 from vitdomains.core.data.manifest import (
     LABEL_PREFIX,
     Manifest,
@@ -230,7 +230,7 @@ def _drop_rare_classes(m: Manifest, least: int) -> Manifest:
     """Without the classes that have fewer than ``least`` positives in training, and without No_Finding."""
     m = select_classes(m, [c for c in _in_order(set(m.classes)) if c != labels.NO_FINDING])
     splits = m.table["split"].to_numpy(dtype=object)
-    rare = {m.classes[k] for k in checks.classes_without_positives(splits, targets_of(m), max(1, least))}
+    rare = {m.classes[k] for k in manifest.classes_without_positives(splits, targets_of(m), max(1, least))}
     if rare:
         log.warning(
             "left out, fewer than %d positives in training: %s",

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitdomains.core import checks
 from vitdomains.core.config.schema import Data, Source
+from vitdomains.core.data import manifest
 from vitdomains.core.data.manifest import Manifest, labels, merge, select_classes, take, validate, with_split
 from vitdomains.core.data.sources import keep_rows, limited, source_root
 from vitdomains.core.errors import ManifestError
@@ -129,7 +129,7 @@ def _known(m: Manifest, single: bool) -> Manifest:
 def _without_rare(m: Manifest, least: int) -> Manifest:
     """Without the classes that have fewer than ``least`` positives in training."""
     splits = m.table["split"].to_numpy(dtype=object)
-    rare = {m.classes[k] for k in checks.classes_without_positives(splits, labels(m), max(1, least))}
+    rare = {m.classes[k] for k in manifest.classes_without_positives(splits, labels(m), max(1, least))}
     if rare:
         log.warning("left out, fewer than %d positives in training: %s", max(1, least), ", ".join(sorted(rare)))
     if len(rare) == len(m.classes):
