@@ -35,8 +35,7 @@ from vitdomains.core.data.manifest import Manifest, read_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.export.formats import FORMATS, reason_against
-from vitdomains.core.export.job import export_bundle
-from vitdomains.core.export.workbench import Options
+from vitdomains.core.export.job import Options, export_bundle
 from vitdomains.core.files import write_text
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import restart_with_tuned_allocator

@@ -36,8 +36,7 @@ from vitdomains.core.config.schema import Model
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import Manifest, read_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.export.job import export_bundle
-from vitdomains.core.export.workbench import Options
+from vitdomains.core.export.job import Options, export_bundle
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import session
 from vitdomains.core.models.build import build_model

@@ -8,8 +8,7 @@ import pytest
 
 from tests.core import small_bundle, toy
 from vitdomains.core.bundle import Bundle
-from vitdomains.core.export.job import Exported, export_bundle
-from vitdomains.core.export.workbench import Options
+from vitdomains.core.export.job import Exported, Options, export_bundle
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vitdomains.core.export.formats import is_transformer
 from vitdomains.core.export.int8 import calibrate, quantize_dynamic, quantize_openvino, quantize_static
 from vitdomains.core.export.onnx import layer_of, read_metadata, to_onnx
-from vitdomains.core.export.openvino import to_openvino
+from vitdomains.core.export.torch_formats import to_openvino
 from vitdomains.core.inference.runtimes import Forward, openvino_module, session
 from vitdomains.core.models.vit import vit
 

@@ -16,9 +16,8 @@ from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export.command import findings
 from vitdomains.core.export.formats import FORMATS, chosen_formats
-from vitdomains.core.export.job import Exported, export_bundle
+from vitdomains.core.export.job import Exported, Options, export_bundle
 from vitdomains.core.export.onnx import read_metadata
-from vitdomains.core.export.workbench import Options
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import session
 from vitdomains.core.models.vit import vit

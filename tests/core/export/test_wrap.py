@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.onnx import to_onnx
-from vitdomains.core.export.wrap import EndToEnd
+from vitdomains.core.export.onnx import EndToEnd, to_onnx
 from vitdomains.core.inference.runtimes import session
 from vitdomains.core.tasks import build_task
 

@@ -22,9 +22,8 @@ from vitdomains.core.errors import ConfigError, ExportError, ManifestError
 from vitdomains.core.export.checks import ALLOWED_LOSS
 from vitdomains.core.export.formats import FORMATS
 from vitdomains.core.export.int8 import Calibration
-from vitdomains.core.export.job import Exported, export_bundle
+from vitdomains.core.export.job import Exported, Options, export_bundle
 from vitdomains.core.export.onnx import OPSET
-from vitdomains.core.export.workbench import Options
 from vitdomains.core.terminal import OnProgress, console, shown_progress
 
 USAGE = "BUNDLE --formats onnx,openvino,int8 [--with_preprocessing] [--data.KEY VALUE ...]"

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from vitdomains.core.export.onnx import save
-from vitdomains.core.export.quiet import quiet
+from vitdomains.core.export.torch_formats import quiet
 from vitdomains.core.inference.runtimes import Forward, nncf_module, openvino_module
 from vitdomains.core.signal_stack import kept_signal_stack
 

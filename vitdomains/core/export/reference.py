@@ -16,7 +16,7 @@ from vitdomains.core.data.loading import batches
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.evaluation.run import OnProgress
 from vitdomains.core.export.checks import BATCHES, Yardstick
-from vitdomains.core.export.wrap import EndToEnd
+from vitdomains.core.export.onnx import EndToEnd
 from vitdomains.core.inference.runtimes import session
 
 

@@ -2,15 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.quiet import quiet
+from vitdomains.core.inference.runtimes import openvino_module
+
+# --------------------
+# Exporters and quantisers talk about their own insides, on every channel; the user hears what became of the model instead.
+
+_LOGGERS = (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxruntime", "nncf")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside, no warnings, no log lines below error and no standard output of others."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+# --------------------
+# From an ONNX file to OpenVINO's IR. Needs the extra ``vitdomains[openvino]``.
+
+
+def to_openvino(
+    source: Path, path: Path, *, fp16_weights: bool = False, metadata: Mapping[str, str] | None = None
+) -> Path:
+    """Convert an ONNX file to IR: ``path`` (.xml) and the weights beside it (.bin).
+
+    The precision of the arithmetic is chosen when the file is loaded (bf16 where the processor has it), not here.
+
+    Args:
+        source: The ONNX file.
+        path: Name that ends in .xml.
+        fp16_weights: Store weights in float16: half the size, and logits that differ by what that rounds off.
+        metadata: Key to text, stored under ``rt_info/vitdomains``.
+
+    Raises:
+        ExportError: OpenVINO is not installed.
+    """
+    ov = openvino_module()
+    model = ov.convert_model(str(source))
+    for key, value in (metadata or {}).items():
+        model.set_rt_info(value, ["vitdomains", key])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ov.save_model(model, str(path), compress_to_fp16=fp16_weights)
+    return path
+
 
 logger = logging.getLogger(__name__)
 
