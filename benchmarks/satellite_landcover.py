@@ -40,8 +40,8 @@ from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.evaluation.plots import render
 from vitdomains.core.evaluation.report import write_report
 from vitdomains.core.explain.overlay import composite
+from vitdomains.core.geo.map.outputs import Labels, class_colours
 from vitdomains.core.geo.read.raster import describe_raster, read_window
-from vitdomains.core.geo.styles import Labels, class_colours
 from vitdomains.core.terminal import set_up_logging, shown_progress
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.data.reader import reader

@@ -42,9 +42,9 @@ from rasterio.windows import Window
 from vitdomains.core.bundle import Bundle, read_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
+from vitdomains.core.geo.map.outputs import Labels
 from vitdomains.core.geo.map.run import Means, Scene, Tiling, draw, label_scenes, open_scene
 from vitdomains.core.geo.map.scene import LabelTiles
-from vitdomains.core.geo.styles import Labels
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator

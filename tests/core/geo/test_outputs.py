@@ -26,11 +26,11 @@ from rio_cogeo.cogeo import cog_validate
 from tests.core.geo.bright import CLASSES, bundle, worker
 from tests.core.geo.rasters import NORTH_UP, UTM, write
 from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.geo.map.outputs import Labels
 from vitdomains.core.geo.map.run import Drawn, Means, Scene, Tiling, draw, label_scenes, open_scene, path_for
 from vitdomains.core.geo.map.stac import Product, check_item, map_item, model_item, slug, write_item
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, classes_of
 from vitdomains.core.geo.map.vectors import common_crs, write_vectors
-from vitdomains.core.geo.styles import Labels
 
 SIDE = 700
 

@@ -16,7 +16,7 @@ from tests.core.geo.rasters import write
 from vitdomains.core.data.preprocess import PreprocessSpec, prepare
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.map.grid import make_grid
-from vitdomains.core.geo.map.outputs import Place
+from vitdomains.core.geo.map.outputs import Labels, Place
 from vitdomains.core.geo.map.run import Means, Tiling, draw, label_scenes, open_scene
 from vitdomains.core.geo.map.scene import (
     LabelTiles,
@@ -28,7 +28,6 @@ from vitdomains.core.geo.map.scene import (
     strips,
     unpack,
 )
-from vitdomains.core.geo.styles import Labels
 from vitdomains.core.inference.predictor import Predictor
 
 TILE, STEP = 16, 8

@@ -30,8 +30,7 @@ from stac_model.schema import MLModelExtension, MLModelProperties
 from vitdomains.core.bundle import WEIGHTS, Bundle
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_text
-from vitdomains.core.geo.map.outputs import Place
-from vitdomains.core.geo.styles import Labels, class_colours
+from vitdomains.core.geo.map.outputs import Labels, Place, class_colours
 
 _SCHEMA = "https://stac-extensions.github.io/{}/schema.json"
 CLASSIFICATION, FILE, PROCESSING = (
