@@ -16,7 +16,7 @@ from apps.shared.bundle_info import BundleFacts
 from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
 from apps.tiles.options import TileOptions
 from apps.viewer import Picture, heat_picture
-from vitdomains.core.geo.addresses import is_remote
+from vitdomains.core.geo.read.http import is_remote
 from vitdomains.core.geo.read.scene_paths import BESIDE, files_of, find_input
 from vitdomains.satellite.sensors import catalogue_names
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from apps.films.options import check_paths, checked_parser
 from apps.shared.access import Identity
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.geo.addresses import is_remote
 from vitdomains.core.geo.map.tiles_table import read_as
+from vitdomains.core.geo.read.http import is_remote
 from vitdomains.core.geo.read.scene_paths import files_of
 
 ASKED = ("sensor", "bands", "baseline", "resolution", "crs", "asset")

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from apps.shared.bundle_info import BundleFacts
 from vitdomains.core.data.tables import require_columns
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.geo.addresses import is_remote, shown
 from vitdomains.core.geo.map.outputs import Labels, class_colours
 from vitdomains.core.geo.map.tiles_table import PLACE, classes_of
+from vitdomains.core.geo.read.http import is_remote, shown
 from vitdomains.core.geo.read.info import place
 from vitdomains.core.geo.read.raster import RasterInfo
 from vitdomains.core.geo.read.scene_paths import files_of, shown_path

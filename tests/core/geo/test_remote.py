@@ -20,10 +20,9 @@ import rasterio.shutil
 
 from tests.core.geo.rasters import ramp, write
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo import addresses
-from vitdomains.core.geo.addresses import check_address, is_public, resolve_href
+from vitdomains.core.geo.read import http as addresses
 from vitdomains.core.geo.read import http as remote
-from vitdomains.core.geo.read.http import RemoteFile, RemoteView, read_remote
+from vitdomains.core.geo.read.http import RemoteFile, RemoteView, check_address, is_public, read_remote, resolve_href
 from vitdomains.core.geo.read.raster import close_all, describe_raster, read_window
 
 Fault = Callable[[http.server.BaseHTTPRequestHandler, int], bool]

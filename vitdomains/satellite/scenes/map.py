@@ -17,12 +17,12 @@ from vitdomains.core.bundle import Bundle, read_bundle
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError
-from vitdomains.core.geo.addresses import is_remote, shown
 from vitdomains.core.geo.map.outputs import Labels
 from vitdomains.core.geo.map.run import Drawn, Means, Scene, Tiling, draw, label_scenes, open_scene, path_for
 from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.geo.map.stac import Product, map_item, model_item, write_item
 from vitdomains.core.geo.map.tiles_table import READ_AS
+from vitdomains.core.geo.read.http import is_remote, shown
 from vitdomains.core.geo.read.scene_paths import Input, files_of, find_input
 from vitdomains.core.inference.backend import PRECISIONS
 from vitdomains.core.inference.predictor import Predictor

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from vitdomains.core.geo.addresses import is_remote, shown
 from vitdomains.core.geo.map.grid import make_grid, plan_table
 from vitdomains.core.geo.map.outputs import Labels, Place, write_map
 from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.geo.map.vectors import write_geoparquet, write_vectors
+from vitdomains.core.geo.read.http import is_remote, shown
 from vitdomains.core.geo.read.raster import describe_raster
 from vitdomains.core.geo.read.scene_paths import BESIDE, files_of
 from vitdomains.core.jobs.shards import Executor, OnProgress, Shard, iter_shards, plan_shards, run_shards, verify_shards

@@ -12,8 +12,7 @@ from typing import Any
 import pystac
 
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.addresses import is_remote, resolve_href, shown
-from vitdomains.core.geo.read.http import read_remote
+from vitdomains.core.geo.read.http import is_remote, read_remote, resolve_href, shown
 
 _RASTERS = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2")
 _ENDINGS = (".tif", ".tiff", ".jp2", ".vrt")
