@@ -13,9 +13,8 @@ import torch
 from vitdomains.core.export.int8 import quantize_openvino
 from vitdomains.core.export.onnx import to_onnx
 from vitdomains.core.export.torch_formats import to_openvino
-from vitdomains.core.inference.runtimes import session
+from vitdomains.core.inference.runtimes import kept_signal_stack, session, signal_stack
 from vitdomains.core.models.vit import vit
-from vitdomains.core.signal_stack import kept_signal_stack, signal_stack
 
 pytest.importorskip("openvino")
 

@@ -17,8 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vitdomains.core.export.onnx import save
 from vitdomains.core.export.torch_formats import quiet
-from vitdomains.core.inference.runtimes import Forward, nncf_module, openvino_module
-from vitdomains.core.signal_stack import kept_signal_stack
+from vitdomains.core.inference.runtimes import Forward, kept_signal_stack, nncf_module, openvino_module
 
 Calibration = Literal["percentile", "entropy"]
 QUANTISED = ("MatMul", "Gemm", "Conv")
