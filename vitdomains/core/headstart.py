@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from vitdomains.core.data.dataset import Batch
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.metrics.scores import class_indices
 from vitdomains.core.tasks import Task
 from vitdomains.core.training.batches import Forward
-from vitdomains.core.weighting import class_indices
 
 logger = logging.getLogger(__name__)
 

@@ -36,12 +36,12 @@ from vitdomains.core.evaluation.baselines import METRICS, logistic_scores
 from vitdomains.core.evaluation.run import OnProgress
 from vitdomains.core.files import write_text
 from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
+from vitdomains.core.metrics.scores import Array
 from vitdomains.core.models.build import TransformersClassifier, build_model, describe
 from vitdomains.core.models.vit import VisionTransformer
 from vitdomains.core.process import has_fast_bf16, physical_cores
 from vitdomains.core.tasks import Kind
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.core.weighting import Array
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from vitdomains.core.metrics import scores as metrics
 from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.metrics.calibrate import Kind
-from vitdomains.core.weighting import Array, Indices, Metric, class_indices
+from vitdomains.core.metrics.scores import Array, Indices, Metric, class_indices
 
 logger = logging.getLogger(__name__)
 

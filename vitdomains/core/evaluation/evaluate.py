@@ -20,7 +20,7 @@ from vitdomains.core.evaluation.report import finite, terminal_table, write_repo
 from vitdomains.core.metrics import scores as metrics
 from vitdomains.core.metrics.bootstrap import LEVEL, Draws, draw, estimate, replicate
 from vitdomains.core.metrics.calibrate import Kind
-from vitdomains.core.weighting import Array, Mask, class_indices, mean_defined
+from vitdomains.core.metrics.scores import Array, Mask, class_indices, mean_defined
 
 __all__ = ["MIN_SUBGROUP", "evaluate", "headline", "predictions_table", "summary", "terminal_table", "write_report"]
 

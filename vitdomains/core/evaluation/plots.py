@@ -19,8 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from vitdomains.core.metrics.scores import bin_indices, top_label
-from vitdomains.core.weighting import Array, Mask, class_indices
+from vitdomains.core.metrics.scores import Array, Mask, bin_indices, class_indices, top_label
 
 INK = "#1a1b1e"
 """Colour of text and axes; exactly this string becomes ``currentColor`` in SVG, so no other element may use it."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdomains.core.weighting import Array, Indices, Metric
+from vitdomains.core.metrics.scores import Array, Indices, Metric
 
 LEVEL = 0.95
 """Coverage of every interval."""

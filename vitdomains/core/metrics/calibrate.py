@@ -15,7 +15,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.weighting import Array, Mask, class_indices
+from vitdomains.core.metrics.scores import Array, Mask, class_indices
 
 logger = logging.getLogger(__name__)
 
