@@ -9,11 +9,9 @@ import torch.nn.functional as F
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from vitdomains.core.attention import attend
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models import vit as module
-from vitdomains.core.models.vit import SIZES, VisionTransformer, vit
-from vitdomains.core.positions import resample_positions
+from vitdomains.core.models.vit import SIZES, VisionTransformer, attend, resample_positions, vit
 
 
 def perturb(model: nn.Module) -> nn.Module:

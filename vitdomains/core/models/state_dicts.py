@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
-from vitdomains.core.positions import resample_positions
+from vitdomains.core.models.vit import resample_positions
 
 State = dict[str, Tensor]
 

@@ -12,18 +12,180 @@ In the comments B is the batch, P the patch size, h x w the grid of patches, T t
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitdomains.core.attention import attend
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.pooling import as_map, pool_regions, start_pooling
-from vitdomains.core.positions import resample_positions, sincos_positions
-from vitdomains.core.stem import ConvStem
+
+# --------------------
+# Inside the Vision Transformer: fused attention, with a backward pass of its own where that is faster.
+#
+# On a CPU with bf16 matrix units, PyTorch's backward of the fused kernel works in small tiles and leaves the units idle. Here
+# the attention matrix of a few images is formed again with batched matrix products (recomputation as in FlashAttention,
+# Dao et al. 2022, section 3.1, with whole rows for tiles), used and dropped, so that nothing of size N x N outlives a chunk. The
+# three gradients are written where the gradient of ``qkv`` expects them, with no stacking afterwards.
+
+_MATRICES = 8  # attention matrices in a chunk: enough to feed the threads, few enough to stay near the cache
+
+
+def attend(qkv: Tensor) -> Tensor:
+    """Scaled dot-product attention of packed queries, keys and values: [B,N,3,H,D] -> [B,N,H,D].
+
+    The result is that of ``scaled_dot_product_attention`` everywhere; only the way to the gradient differs.
+    """
+    if (
+        qkv.requires_grad
+        and qkv.dtype == torch.bfloat16
+        and qkv.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+    ):
+        return _Attend.apply(qkv)  # type: ignore[no-any-return]
+    return _fused(qkv)
+
+
+def _fused(qkv: Tensor) -> Tensor:
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B,H,N,D] each
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        ctx.save_for_backward(qkv)
+        return _fused(qkv)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> Tensor:
+        (qkv,) = ctx.saved_tensors
+        heads, width = qkv.shape[-2:]
+        scale = width**-0.5
+        grad_qkv = torch.empty_like(qkv)
+        step = max(1, _MATRICES // heads)
+        for start in range(0, len(qkv), step):
+            chunk = slice(start, start + step)
+            q, k, v = qkv[chunk].permute(2, 0, 3, 1, 4)  # [b,H,N,D] each
+            grad = grad_out[chunk].transpose(1, 2)  # [b,H,N,D]
+            grad_q, grad_k, grad_v = grad_qkv[chunk].permute(2, 0, 3, 1, 4)
+            q = q * scale
+            attn = (q @ k.transpose(-2, -1)).softmax(-1)  # [b,H,N,N]
+            grad_v.copy_(attn.transpose(-2, -1) @ grad)
+            grad_attn = grad @ v.transpose(-2, -1)  # [b,H,N,N]
+            grad_scores = torch._softmax_backward_data(grad_attn, attn, -1, attn.dtype)
+            torch.mul(grad_scores @ k, scale, out=grad_q)
+            grad_k.copy_(grad_scores.transpose(-2, -1) @ q)
+        return grad_qkv
+
+
+# --------------------
+# Inside the Vision Transformer: positions at another input size, and positions to start from.
+
+
+def resample_positions(grid: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
+    """Positions [1,old_h*old_w,D] -> [1,new_h*new_w,D], bicubic with antialiasing, in fp32.
+
+    Bicubic resampling is linear and separable, so it is two small matrices that depend on the sizes alone. They are
+    kept; the positions are not, and so stay trainable at every size.
+    """
+    with torch.autocast(grid.device.type, enabled=False):
+        rows, cols = (
+            torch.from_numpy(_bicubic_matrix(a, b)).to(device=grid.device, dtype=torch.float32)
+            for a, b in zip(old, new, strict=True)
+        )
+        x = grid.float().view(old[0], old[1], -1)
+        return torch.einsum("yh,hwd,xw->yxd", rows, x, cols).reshape(1, new[0] * new[1], -1).to(grid.dtype)
+
+
+@lru_cache(maxsize=64)
+def _bicubic_matrix(old: int, new: int) -> NDArray[np.float64]:
+    """[new,old] weights of Keys' cubic (1981, a = -0.5), widened by the scale where the grid shrinks (antialiasing)."""
+    scale = old / new
+    stretch = max(scale, 1.0)
+    centre = (np.arange(new)[:, None] + 0.5) * scale
+    t = np.abs(np.arange(old)[None, :] + 0.5 - centre) / stretch
+    near = 1.5 * t**3 - 2.5 * t**2 + 1
+    far = -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2
+    weights = np.where(t < 1, near, np.where(t < 2, far, 0.0))
+    return np.asarray(weights / weights.sum(1, keepdims=True), dtype=np.float64)
+
+
+def sincos_positions(grid: int, width: int) -> NDArray[np.float32]:
+    """[grid*grid,width] waves of the row and the column of each patch (Vaswani et al. 2017, in two dimensions)."""
+    omega = 1 / 10000 ** (np.arange(width // 4) / (width // 4))
+    y, x = (np.outer(axis.ravel(), omega) for axis in np.mgrid[:grid, :grid])
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
+
+
+# --------------------
+# From logits of every patch to those of the image: what lets a model say where a finding lies.
+
+
+@torch.no_grad()
+def start_pooling(combine: nn.Linear, head: nn.Linear) -> None:
+    """Half of each pooling at the start, and few patches with a finding (the prior of Lin et al. 2017, section 3.3)."""
+    combine.weight.copy_(0.5 * torch.eye(combine.out_features).repeat(1, 2))
+    nn.init.constant_(head.bias, -2.0)
+
+
+def pool_regions(regions: Tensor, combine: nn.Linear) -> Tensor:
+    """Logits of patches [B,N,K] -> logits [B,K]: their log-sum-exp (Wang et al. 2017, eq. 1) and their mean, combined."""
+    smooth_max = (torch.logsumexp(2 * regions.float(), dim=1) - math.log(regions.shape[1])) / 2
+    both = torch.cat((smooth_max, regions.float().mean(dim=1)), dim=1)
+    pooled: Tensor = combine(both.to(combine.weight.dtype))
+    return pooled
+
+
+def as_map(regions: Tensor) -> Tensor:
+    """Logits of the patches of a square image as a map: [B,N,K] -> [B,K,h,w]."""
+    side = math.isqrt(regions.shape[1])
+    mapped: Tensor = regions.transpose(1, 2).unflatten(2, (side, side))
+    return mapped
+
+
+# --------------------
+# Inside the Vision Transformer: convolutions in place of the patch projection.
+
+
+class ConvStem(nn.Module):
+    """3x3 convolutions of stride 2 in place of the patches (Xiao et al. 2021): [B,C,h*P,w*P] -> [B,D,h,w].
+
+    Patch 32 begins with a 7x7 convolution of stride 4. The paper also takes one block away to keep the cost; say
+    ``depth=11`` for that.
+    """
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__()
+        steps = int(math.log2(patch))
+        if 2**steps != patch:
+            raise ConfigError(
+                f"stem=conv needs a patch size that is a power of two, not {patch}.", hint="Use 8, 16 or 32."
+            )
+        layers: list[nn.Module] = []
+        # At patch 32 a fifth layer of stride 2 would work at half the input's resolution, where most of the time would go.
+        strides = [4, 2, 2, 2] if steps == 5 else [2] * steps
+        for step, stride in enumerate(strides):
+            wider = max(24, width >> (len(strides) - 1 - step)) // 8 * 8
+            kernel = 2 * stride - 1
+            layers += [
+                nn.Conv2d(channels, wider, kernel, stride=stride, padding=kernel // 2, bias=False),
+                nn.BatchNorm2d(wider),
+                nn.ReLU(),
+            ]
+            channels = wider
+        self.layers = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(channels, width, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Channels last is what CPU and GPU kernels want: on a CPU the step takes half as long again without it.
+        return self.proj(self.layers(x.contiguous(memory_format=torch.channels_last)))  # type: ignore[no-any-return]
+
 
 SIZES = {  # name: width D, depth, heads H            (Dosovitskiy et al., table 1; Ti and S: Touvron et al. 2021)
     "Ti": (192, 12, 3),
