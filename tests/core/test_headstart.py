@@ -16,9 +16,9 @@ from tests.core import toy
 from tests.core.test_train import run
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.headstart import fit_head, head_inputs, linear_head
 from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
+from vitdomains.core.training.optim import fit_head, head_inputs, linear_head
 
 
 def test_head_gives_the_log_odds_of_logistic_regression_and_skips_unknown_labels() -> None:

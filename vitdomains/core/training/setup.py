@@ -21,12 +21,12 @@ from vitdomains.core.config.schema import Config
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import manifest_hash
 from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.headstart import fit_head, head_inputs, linear_head
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.core.tasks import Task
 from vitdomains.core.training import optim as recipes
 from vitdomains.core.training.batches import Feed, Forward, frozen_feed, image_feed
 from vitdomains.core.training.distill import Teach, Teacher, teaching
+from vitdomains.core.training.optim import fit_head, head_inputs, linear_head
 from vitdomains.core.training.run_state import RunLog, load_state, save_state
 
 logger = logging.getLogger(__name__)

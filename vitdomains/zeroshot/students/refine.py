@@ -14,8 +14,8 @@ from torch import nn
 
 from vitdomains.core.commands.probe import knn_scores
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.headstart import fit_head
 from vitdomains.core.tasks import SingleLabel
+from vitdomains.core.training.optim import fit_head
 from vitdomains.zeroshot.embeddings.store import Index
 from vitdomains.zeroshot.labels.classify import Classifier
 
