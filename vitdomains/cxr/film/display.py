@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from vitdomains.core.errors import ImageError
 from vitdomains.cxr.film.film import MAX_PIXELS, read_film
-from vitdomains.cxr.film.grayscale import read_grayscale
-from vitdomains.cxr.film.header import Header, read_header
-from vitdomains.cxr.film.pixels import Layout, read_blocks, read_layout
-from vitdomains.cxr.voi import (
+from vitdomains.cxr.film.grayscale import (
     Grayscale,
     LookupTable,
     Range,
     Window,
     modality_values,
+    read_grayscale,
     stored_values,
     voi_values,
     with_fallback,
 )
+from vitdomains.cxr.film.header import Header, read_header
+from vitdomains.cxr.film.pixels import Layout, read_blocks, read_layout
 
 MAX_PRESETS = 9  # as many as there are digit keys
 

@@ -19,11 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.film.grayscale import WindowChoice, read_grayscale
+from vitdomains.cxr.film.grayscale import (
+    Grayscale,
+    LookupTable,
+    Range,
+    Window,
+    WindowChoice,
+    apply,
+    read_grayscale,
+    with_fallback,
+)
 from vitdomains.cxr.film.header import Header, read_header
 from vitdomains.cxr.film.pixels import Stored, read_blocks, read_layout
 from vitdomains.cxr.film.png_jpeg import JPEG, PNG, read_picture
-from vitdomains.cxr.voi import Grayscale, LookupTable, Range, Window, apply, with_fallback
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192: twice the side of the largest detectors
 RADIOGRAPHS = ("CR", "DX", "RG", "OT", "")  # OT: films scanned or exported from elsewhere; "": anonymised away
