@@ -17,11 +17,10 @@ import pytest
 
 from vitdomains.core.data.manifest import labels, read_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr.phantom_projection import attenuation, transmission
 from vitdomains.cxr.phantoms import make
 from vitdomains.cxr.phantoms.anatomy import Geometry, Scene, draw_geometry
 from vitdomains.cxr.phantoms.cohort import PHANTOM_FINDINGS, FilmSpec, Finding, Patient, assign_splits, draw_cohort
-from vitdomains.cxr.phantoms.film import draw_scene, make_film, place_findings
+from vitdomains.cxr.phantoms.film import attenuation, draw_scene, make_film, place_findings, transmission
 
 N, SIZE = 12, 160
 PATIENT = Patient("PH00007", "M", 52, 0.0, 7)

@@ -10,14 +10,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from vitdomains.cxr.phantom_lung import Tree, draw_tree
 from vitdomains.cxr.phantoms.anatomy import (
     Geometry,
     Map,
     Scene,
+    Tree,
     cage_half_width,
     chord,
     dome_height,
+    draw_tree,
     is_lobar,
     ramp,
     segment_distance,
