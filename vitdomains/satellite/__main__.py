@@ -9,7 +9,7 @@ from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.data.statistics import statistics_command
 from vitdomains.satellite.scenes.map import map_command
 from vitdomains.satellite.scenes.queue import command as queue_command
-from vitdomains.satellite.tile_command import command as tile_command
+from vitdomains.satellite.scenes.tiles import command as tile_command
 
 COMMANDS: dict[str, Command] = {
     "map": map_command,
