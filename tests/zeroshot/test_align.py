@@ -21,8 +21,7 @@ from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.__main__ import COMMANDS
 from vitdomains.zeroshot.align.data import Pairs, hold_out, read_pairs, spoken
 from vitdomains.zeroshot.align.towers import dinov2_from_timm, text_encoder, with_mean_pooling
-from vitdomains.zeroshot.align.train import Alignment, align, load_batch
-from vitdomains.zeroshot.contrastive import LOSSES, Loss, backward
+from vitdomains.zeroshot.align.train import LOSSES, Alignment, Loss, align, backward, load_batch
 from vitdomains.zeroshot.models.towers import Parts, load_towers, make_towers
 from vitdomains.zeroshot.students.student import read_tiles
 

@@ -16,8 +16,7 @@ from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.zeroshot.align.data import Pairs, class_prompts, hold_out, read_pairs
 from vitdomains.zeroshot.align.towers import Pooling, dual_encoder
-from vitdomains.zeroshot.align.train import Alignment, Trained, align, top_one
-from vitdomains.zeroshot.contrastive import Loss
+from vitdomains.zeroshot.align.train import Alignment, Loss, Trained, align, top_one
 from vitdomains.zeroshot.embeddings.sources import labelled_sample
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.towers import Parts, make_towers
