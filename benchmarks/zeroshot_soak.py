@@ -33,10 +33,10 @@ from rich.console import Console
 from zeroshot_throughput import CLASSES, random_clip
 
 from vitdomains.core.geo.map.run import Means
+from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.towers import load_towers
-from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.students.student import read_tiles
 
 SIDE = 32

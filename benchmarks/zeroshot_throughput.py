@@ -30,11 +30,11 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, pipeline
 
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
+from vitdomains.zeroshot.embeddings.store import TilePlan, plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.clip_tokenizer import BPE_FILE, tokenizer_from_merges
 from vitdomains.zeroshot.models.towers import Parts, Towers, load_towers
-from vitdomains.zeroshot.plan import TilePlan, plan_tiles
 
 CLASSES = "forest, river or lake, residential buildings, parking lot, industrial area, farmland, grassland"
 OTHERS = "airport, harbour, solar farm, stadium, beach, desert, cloud"

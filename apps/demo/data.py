@@ -20,10 +20,10 @@ from vitdomains.satellite.scenes.queue import command as queue_command
 from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
 from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.align.train import Alignment, align
+from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import make_prompts
 from vitdomains.zeroshot.models.towers import load_towers
-from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.students.student import read_tiles
 
 TILE, PICTURE = 32, 64

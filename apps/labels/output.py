@@ -18,9 +18,9 @@ from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.review.agreement import consensus, readings
 from vitdomains.core.review.export import SUBJECT
+from vitdomains.zeroshot.embeddings.store import TilePlan, places_of
 from vitdomains.zeroshot.labels.label import Options, write_labels
 from vitdomains.zeroshot.labels.outputs import write_label_bundle
-from vitdomains.zeroshot.plan import TilePlan, places_of
 from vitdomains.zeroshot.students.student import student_config, student_manifest
 
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.tiles_table import probability_columns
-from vitdomains.zeroshot.embeddings.store import Index, open_index
+from vitdomains.zeroshot.embeddings.store import KEY_DIGITS, Index, open_index
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_prompts
 from vitdomains.zeroshot.models.towers import Kind
-from vitdomains.zeroshot.plan import KEY_DIGITS
 from vitdomains.zeroshot.students.student import read_tiles
 
 FROM_TEXT = "text embeddings"

@@ -35,10 +35,10 @@ from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review.store import Answer, Decision, ReviewStore
+from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import make_prompts, read_classes
 from vitdomains.zeroshot.models.towers import Towers, load_towers
-from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.students.student import read_reviewed, read_tiles
 
 SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "zeroshot_review.py"

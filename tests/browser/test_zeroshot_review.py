@@ -17,10 +17,10 @@ from vitdomains import satellite
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.review.store import ReviewStore
+from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.towers import load_towers
-from vitdomains.zeroshot.plan import plan_tiles
 from vitdomains.zeroshot.students.student import read_tiles
 
 if TYPE_CHECKING:

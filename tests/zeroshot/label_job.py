@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from vitdomains.core.geo.map.run import Means
+from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.towers import load_towers
-from vitdomains.zeroshot.plan import plan_tiles
 
 CLASSES = "forest, river or lake, residential buildings, parking lot"
 

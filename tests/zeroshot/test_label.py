@@ -33,10 +33,10 @@ from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.embeddings.reader import read_image, reader, with_bands
+from vitdomains.zeroshot.embeddings.store import TilePlan, plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.models.towers import Towers, load_towers
-from vitdomains.zeroshot.plan import TilePlan, plan_tiles
 from vitdomains.zeroshot.students.student import read_tiles
 
 ROOT = Path(__file__).resolve().parents[2]

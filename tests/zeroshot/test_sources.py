@@ -14,8 +14,8 @@ from vitdomains.core.data.manifest import labels
 from vitdomains.core.errors import ImageError, ManifestError
 from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.embeddings.sources import build_manifest, labelled_sample
+from vitdomains.zeroshot.embeddings.store import plan_tiles, tile_keys
 from vitdomains.zeroshot.labels.prompts import make_prompts
-from vitdomains.zeroshot.plan import plan_tiles, tile_keys
 from vitdomains.zeroshot.students.student import read_reviewed
 
 PROMPTS = make_prompts(

@@ -6,8 +6,8 @@ from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Sour
 from vitdomains.core.domain import Domain
 from vitdomains.zeroshot.embeddings.reader import read_image, reader
 from vitdomains.zeroshot.embeddings.sources import SOURCES, build_manifest
+from vitdomains.zeroshot.embeddings.store import EXTENSIONS
 from vitdomains.zeroshot.models.towers import clip_zero_shot_classification
-from vitdomains.zeroshot.plan import EXTENSIONS
 
 __all__ = ["DOMAIN", "clip_zero_shot_classification", "default_config"]
 

@@ -26,13 +26,12 @@ from vitdomains.core.terminal import console, shown_progress
 from vitdomains.zeroshot.embeddings.reader import with_bands
 from vitdomains.zeroshot.embeddings.search import image_query, nearest_tiles, text_query
 from vitdomains.zeroshot.embeddings.sources import labelled_sample
-from vitdomains.zeroshot.embeddings.store import open_index
+from vitdomains.zeroshot.embeddings.store import open_index, plan_tiles
 from vitdomains.zeroshot.labels.assess import VARIANTS, assess
 from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, embed_tiles, label_tiles
 from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.models.openclip import convert
 from vitdomains.zeroshot.models.towers import Towers, load_towers
-from vitdomains.zeroshot.plan import plan_tiles
 
 logger = logging.getLogger(__name__)
 

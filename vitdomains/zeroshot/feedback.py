@@ -11,12 +11,11 @@ import pandas as pd
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.zeroshot.embeddings.store import open_index
+from vitdomains.zeroshot.embeddings.store import TilePlan, open_index, places_of
 from vitdomains.zeroshot.labels.label import Options, text_classifier, write_labels
 from vitdomains.zeroshot.labels.outputs import write_label_bundle
 from vitdomains.zeroshot.labels.prompts import read_prompts
 from vitdomains.zeroshot.models.towers import load_towers
-from vitdomains.zeroshot.plan import TilePlan, places_of
 from vitdomains.zeroshot.students.refine import refine
 from vitdomains.zeroshot.students.student import read_reviewed, read_tiles, student_config, student_manifest
 

@@ -25,8 +25,8 @@ from vitdomains.core.data.manifest import (
 from vitdomains.core.data.sources import complete_splits, keep_rows, limited, source_root
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.tiles_table import PLACE
+from vitdomains.zeroshot.embeddings.store import EXTENSIONS, TilePlan
 from vitdomains.zeroshot.labels.prompts import PromptSet, matching_class, plain
-from vitdomains.zeroshot.plan import EXTENSIONS, TilePlan
 
 logger = logging.getLogger(__name__)
 

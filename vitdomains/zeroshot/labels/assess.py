@@ -12,6 +12,7 @@ import pandas as pd
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.jobs.shards import OnProgress
+from vitdomains.zeroshot.embeddings.store import TilePlan
 from vitdomains.zeroshot.labels.label import (
     DEFAULT_COMPUTE,
     DEFAULT_OPTIONS,
@@ -22,7 +23,6 @@ from vitdomains.zeroshot.labels.label import (
 )
 from vitdomains.zeroshot.labels.prompts import PromptSet, single_prompt
 from vitdomains.zeroshot.models.towers import Towers
-from vitdomains.zeroshot.plan import TilePlan
 
 VARIANTS = ("ensemble", "single prompt")
 
