@@ -19,7 +19,7 @@ from apps.viewer import as_base64
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.core.errors import ImageError
 from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
-from vitdomains.zeroshot.sheets import shown
+from vitdomains.zeroshot.labels.outputs import shown
 
 SIDE = 120
 LARGE = 640

@@ -32,10 +32,16 @@ from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.zeroshot.embeddings.run import MakeEmbedder, about_towers, make_work
 from vitdomains.zeroshot.embeddings.store import Index, TilePlan, add_tiles, open_index, tile_keys
 from vitdomains.zeroshot.labels.classify import Classifier, calibrated, corrected_for_prior, decide, reweighted
-from vitdomains.zeroshot.labels.outputs import Summary, label_list, write_label_bundle, write_totals
+from vitdomains.zeroshot.labels.outputs import (
+    Examples,
+    Summary,
+    contact_sheets,
+    label_list,
+    write_label_bundle,
+    write_totals,
+)
 from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, remembering
 from vitdomains.zeroshot.models.towers import Towers
-from vitdomains.zeroshot.sheets import Examples, contact_sheets
 
 CHUNK = 8192
 PART = 6 * CHUNK

@@ -20,8 +20,8 @@ from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, classes_of
 from vitdomains.zeroshot.embeddings.reader import read_pixels
+from vitdomains.zeroshot.labels.outputs import file_name
 from vitdomains.zeroshot.labels.prompts import plain
-from vitdomains.zeroshot.sheets import file_name
 
 logger = logging.getLogger(__name__)
 
