@@ -8,7 +8,7 @@ from vitdomains.core.commands.cli import Command, main
 from vitdomains.zeroshot import DOMAIN
 from vitdomains.zeroshot.align.command import align_command
 from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search
-from vitdomains.zeroshot.feedback import refine_command, student_command
+from vitdomains.zeroshot.students.refine import refine_command, student_command
 
 COMMANDS: dict[str, Command] = {
     "label": label,
