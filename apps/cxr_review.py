@@ -17,11 +17,20 @@ from apps.films.reading_page import reading_page
 from apps.films.session import NOTICE, Session, open_worklist
 from apps.films.team_page import team_page
 from apps.films.worklist_page import worklist_page
-from apps.resources import drafts, open_ledger, open_store
 from apps.shared.access import identify
 from apps.shared.address import address, settle
 from apps.shared.components import LUNGS, icon, notice, show_problem, style
-from apps.shared.session import about, blinded_switch, finishing, log_out, other_page, role_switch
+from apps.shared.session import (
+    about,
+    blinded_switch,
+    drafts,
+    finishing,
+    log_out,
+    open_ledger,
+    open_store,
+    other_page,
+    role_switch,
+)
 from vitdomains.core.errors import VitDomainsError
 
 

@@ -11,11 +11,20 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parents[1])
 )  # streamlit puts this folder on the path, not the one above
 
-from apps.resources import drafts, open_ledger, open_store
 from apps.shared.access import identify
 from apps.shared.address import address, settle
 from apps.shared.components import TILES, icon, notice, show_problem, style
-from apps.shared.session import about, blinded_switch, finishing, log_out, other_page, role_switch
+from apps.shared.session import (
+    about,
+    blinded_switch,
+    drafts,
+    finishing,
+    log_out,
+    open_ledger,
+    open_store,
+    other_page,
+    role_switch,
+)
 from apps.tiles import actions
 from apps.tiles.map_page import map_page
 from apps.tiles.options import TileOptions, parse_tile_options

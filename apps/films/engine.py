@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.loaded_model import LoadedModel
 from apps.shared.bundle_info import BundleFacts
+from apps.shared.loading import LoadedModel
 from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
 from apps.viewer import Picture, film_picture, heat_picture
 

@@ -8,11 +8,10 @@ from apps.labels.options import TITLE, Options, stamp
 from apps.labels.output_page import output_page
 from apps.labels.page import review_page
 from apps.labels.session import Session, open_labels, open_model, open_pictures
-from apps.resources import drafts, open_ledger, open_store
 from apps.shared.access import identify
 from apps.shared.address import address, settle
 from apps.shared.components import soft
-from apps.shared.session import about, log_out, other_page, role_switch
+from apps.shared.session import about, drafts, log_out, open_ledger, open_store, other_page, role_switch
 
 
 def show(options: Options) -> None:

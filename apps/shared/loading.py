@@ -7,9 +7,13 @@ import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from apps.shared.bundle_info import BundleFacts
 from vitdomains.core.errors import BundleError, VitDomainsError
+
+if TYPE_CHECKING:
+    from vitdomains.core.inference.predictor import Predictor
 
 logger = logging.getLogger(__name__)
 
@@ -70,3 +74,77 @@ class Loading(Generic[T]):
             raise BundleError(
                 f"{self._what} could not be loaded: {error}", hint="The server's log says more."
             ) from error
+
+
+# --------------------
+# A bundle's model behind an app: loaded once in the background, used by one thread at a time.
+
+
+class LoadedModel:
+    """The predictor of a bundle. Safe to call from any thread; whoever runs the model holds ``lock``.
+
+    Args:
+        facts: Of the bundle.
+        make_reader: Gives the reader of image files; called when the model is loaded, so that nothing is imported before.
+        threads: Compute threads; 0: one a physical core.
+    """
+
+    def __init__(self, facts: BundleFacts, make_reader: Callable[[], Any], threads: int = 0) -> None:
+        self.facts = facts
+        self.lock = threading.Lock()  # capture hooks sit on the model itself: one user at a time
+        self._make_reader = make_reader
+        self._threads = threads
+        self._loading = Loading("The model", self._load)
+
+    def start(self) -> None:
+        """Load the model in the background, once."""
+        self._loading.start()
+
+    def _load(self) -> Predictor:
+        from vitdomains.core.inference.predictor import Predictor
+
+        predictor = Predictor(self.facts.path, self._make_reader(), threads=self._threads)
+        if predictor.bundle.id != self.facts.id:
+            raise BundleError(f"{self.facts.path} was replaced while it was being read.", hint="Start the app again.")
+        return predictor
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._loading.done and not self._loading.problem
+
+    @property
+    def predictor(self) -> Predictor:
+        """The loaded bundle; waits for it.
+
+        Raises:
+            VitDomainsError: It could not be loaded.
+        """
+        return self._loading.result()
+
+    def methods(self) -> list[str]:
+        """Heat map methods that fit the model, the usual one first."""
+        from vitdomains.core.explain.inspection import attention_blocks
+
+        if attention_blocks(self.predictor.model):
+            return ["relevance", "gradient_rollout", "rollout", "gradcam", "occlusion"]
+        return ["gradcam", "occlusion"]
+
+    def heat(self, stored: Any, name: str, method: str) -> Any:
+        """A heat map [h, w] in 0..1 on the model's input grid.
+
+        Args:
+            stored: Prepared image [C, h, w] in the storage type of the bundle.
+            name: The class.
+            method: See ``vitdomains.core.explain``.
+        """
+        import torch
+
+        from vitdomains.core.data.preprocess import normalise
+        from vitdomains.core.explain import explain
+
+        predictor = self.predictor
+        k = predictor.bundle.classes.index(name)
+        with self.lock:
+            images = normalise(torch.from_numpy(stored)[None].to(predictor.device), predictor.bundle.preprocess)
+            return explain(predictor.model, images, method, [k])[0, 0].cpu().numpy()

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.loaded_model import LoadedModel
 from apps.shared.bundle_info import BundleFacts
+from apps.shared.loading import LoadedModel
 from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
 from apps.tiles.options import TileOptions
 from apps.viewer import Picture, heat_picture
