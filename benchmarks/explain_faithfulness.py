@@ -28,8 +28,8 @@ from vitdomains.core.bundle import Bundle, load_model, read_bundle
 from vitdomains.core.data.manifest import read_manifest, subset
 from vitdomains.core.data.preprocess import geometry, normalise, prepare
 from vitdomains.core.explain import CLASS_AGNOSTIC, METHODS, explain
-from vitdomains.core.explain.files import write_png
 from vitdomains.core.explain.overlay import panel, to_original
+from vitdomains.core.explain.render import write_png
 from vitdomains.cxr.film.film import read_image
 from vitdomains.cxr.phantoms.make import read_masks
 

@@ -124,7 +124,7 @@ class LoadedModel:
 
     def methods(self) -> list[str]:
         """Heat map methods that fit the model, the usual one first."""
-        from vitdomains.core.explain.inspection import attention_blocks
+        from vitdomains.core.explain.attention import attention_blocks
 
         if attention_blocks(self.predictor.model):
             return ["relevance", "gradient_rollout", "rollout", "gradcam", "occlusion"]

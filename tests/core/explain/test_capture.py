@@ -13,9 +13,7 @@ from torch import nn
 
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import CLASS_AGNOSTIC, METHODS, explain
-from vitdomains.core.explain.attention import capture
-from vitdomains.core.explain.inspection import attention_blocks
-from vitdomains.core.explain.layout import Layout
+from vitdomains.core.explain.attention import Layout, attention_blocks, capture
 from vitdomains.core.models.build import TransformersClassifier
 from vitdomains.core.models.vit import vit
 

@@ -14,7 +14,7 @@ from affine import Affine
 
 from vitdomains.core.data.preprocess import PreprocessSpec, geometry, prepare
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain import files, overlay
+from vitdomains.core.explain import overlay, render
 
 
 def square(shape: tuple[int, int], top: int, left: int, side: int) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_overlay_has_original_map_scale_and_title(tmp_path: Path) -> None:
         film, heat, finding="Nodule", probability=0.1, method="relevance", style=overlay.Style(height=150)
     )
     assert not np.array_equal(picture[:-150], other[:-150]) and np.array_equal(body, other[-150:])
-    path = files.write_png(picture, tmp_path / "deep" / "o.png")
+    path = render.write_png(picture, tmp_path / "deep" / "o.png")
     back = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
     assert np.array_equal(back, picture) and [p.name for p in path.parent.iterdir()] == ["o.png"]
 
@@ -102,7 +102,7 @@ def test_panel_holds_all_findings_in_any_script() -> None:
 
 
 def test_pictures_need_no_matplotlib() -> None:
-    code = "import sys; import vitdomains.core.explain.overlay, vitdomains.core.explain.files; print('matplotlib' in sys.modules)"
+    code = "import sys; import vitdomains.core.explain.overlay, vitdomains.core.explain.render; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -111,7 +111,7 @@ def test_pictures_need_no_matplotlib() -> None:
 def test_publication_figure(tmp_path: Path, suffix: str) -> None:
     film = np.random.default_rng(0).random((60, 50)).astype(np.float32)
     style = overlay.Style("cividis", contour=90)
-    path = files.publication_figure(
+    path = render.publication_figure(
         film, [square((60, 50), 5, 5, 9)] * 4, list("abcd"), tmp_path / f"f.{suffix}", style=style, dpi=60
     )
     assert path.read_bytes()[:4] in (b"\x89PNG", b"%PDF", b"<?xm")
@@ -124,17 +124,17 @@ def test_geotiff_lies_on_the_grid_of_its_tile(tmp_path: Path) -> None:
         raster.write(np.ones((1, 20, 30), np.uint8))
     heats = list(np.random.default_rng(0).random((2, 20, 30)).astype(np.float32))
     heats[0][0, 0] = np.nan
-    path = files.to_geotiff(heats, ["water", "forest"], tile, tmp_path / "heat.tif")
+    path = render.to_geotiff(heats, ["water", "forest"], tile, tmp_path / "heat.tif")
     with rasterio.open(path) as raster:
         assert raster.transform == place["transform"] and raster.crs.to_epsg() == 32633
         np.testing.assert_array_equal(raster.read(), np.stack(heats))
         assert np.isnan(raster.nodata) and raster.descriptions == ("water", "forest")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["heat.tif", "tile.tif"]
     with pytest.raises(ExplainError, match="no grid of"):
-        files.to_geotiff([heats[0][:5]], ["water"], tile, tmp_path / "other.tif")
-    plain = files.write_png(np.zeros((20, 30, 3), np.uint8), tmp_path / "plain.png")
+        render.to_geotiff([heats[0][:5]], ["water"], tile, tmp_path / "other.tif")
+    plain = render.write_png(np.zeros((20, 30, 3), np.uint8), tmp_path / "plain.png")
     with pytest.raises(ExplainError, match="place on the ground"):
-        files.to_geotiff(heats[:1], ["water"], plain, tmp_path / "other.tif")
+        render.to_geotiff(heats[:1], ["water"], plain, tmp_path / "other.tif")
     assert not (tmp_path / "other.tif").exists()
 
 

@@ -8,9 +8,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from vitdomains.core.explain.attention import Window, capture
+from vitdomains.core.explain.attention import Window, capture, from_windows, to_windows, unmerge
 from vitdomains.core.explain.relevance import gradient_relevance, rollout
-from vitdomains.core.explain.swin import from_windows, to_windows, unmerge
 
 Grid = tuple[int, int]
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import faithfulness as faith
+from vitdomains.core.explain.attention import forward_logits, untouched
 from vitdomains.core.explain.gradcam import gradcam, occlusion
-from vitdomains.core.explain.inspection import forward_logits, untouched
 from vitdomains.core.explain.relevance import gradient_relevance, gradient_rollout, rollout
 
 

@@ -9,8 +9,11 @@ So it serves any block-structured transformer, whoever wrote it, and whatever bi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import lru_cache
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +21,80 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain.inspection import attention_blocks, forward_logits, gradients_of, untouched
+
+# --------------------
+# Beside capture: looking into a model that belongs to someone else, and leaving it as it was.
+
+
+def attention_blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks in order of execution: modules that own an attention and something besides."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        attention = next((a for n in ("attn", "attention", "self_attn") if (a := getattr(module, n, None))), None)
+        if module in inside or not isinstance(attention, nn.Module) or len(list(module.children())) < 2:
+            continue
+        found.append(module)
+        inside.update(module.modules())
+    return found
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[list[Any]]:
+    """Evaluation mode without checkpointing inside, everything as it was outside; hook handles put in the list are removed."""
+    handles: list[Any] = []
+    training = [(module, module.training) for module in model.modules()]
+    checkpointed = [m for m in model.modules() if getattr(m, "grad_checkpointing", False) is True]
+    try:
+        model.eval()
+        for module in checkpointed:
+            module.grad_checkpointing = False  # type: ignore[assignment]
+        yield handles
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in checkpointed:
+            module.grad_checkpointing = True  # type: ignore[assignment]
+        for module, mode in training:
+            module.training = mode
+
+
+def forward_logits(model: nn.Module, images: Tensor, *, single: bool = False) -> Tensor:
+    """Logits [B,K] of a model that returns them, or returns an object that carries them (transformers).
+
+    With ``single`` a model of half precision computes in float32, autocast or not: products of small gradients and weights
+    do not survive bfloat16, and layers may have backward passes of their own for it, in which nothing can be captured.
+    """
+    if not single:
+        out = model(images)
+    else:
+        state = {name: tensor.float() for name, tensor in _half(model)}
+        with torch.autocast(images.device.type, enabled=False):
+            out = torch.func.functional_call(model, state, (images.float(),)) if state else model(images.float())
+    out = getattr(out, "logits", out)
+    if not isinstance(out, Tensor) or out.dim() != 2:
+        raise ExplainError(f"The model returned {type(out).__name__}, not logits [B,K].", hint="Explain a classifier.")
+    return out
+
+
+def _half(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            yield name, tensor
+
+
+def gradients_of(logits: Tensor, k: int | None, tensors: list[Tensor], keep_graph: bool) -> tuple[Tensor | None, ...]:
+    """Gradients of logit ``k`` (None: of all logits' sum) of every image; None for a tensor that it does not depend on.
+
+    Images stay apart although they are differentiated together: no layer in evaluation mode mixes them. Parameters'
+    ``grad`` is not touched, and the caller may be under ``no_grad``.
+    """
+    ahead = torch.ones_like(logits) if k is None else torch.zeros_like(logits)
+    if k is not None:
+        ahead[:, k] = 1
+    with torch.inference_mode(False), torch.autocast(logits.device.type, enabled=False):
+        return torch.autograd.grad(logits, tensors, ahead, retain_graph=keep_graph, allow_unused=True)
+
 
 Fuse = Callable[[Tensor], Tensor]  # [b,h,R,n] -> [b,R,n]
 
@@ -269,3 +345,146 @@ def _read(found: Captured, keep_graph: bool) -> Tensor | None:
     if slope is None or not bool(slope.any()):
         return None
     return slope.abs().amax(dim=(0, 2)) > 0
+
+
+# --------------------
+# Beside relevance: which token is which, and where the row of relevance starts.
+#
+# A class token, a distillation token, registers and patches stand in one sequence, and heads read it in different ways (class
+# token, both tokens, mean of the patches, both). Nobody has to say which: the gradient of the logits by the last block's
+# output is not zero at just the tokens that the head reads.
+
+Readout = Literal["auto", "token", "mean", "both"]
+_MAX_PREFIX = 32
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tokens: ``prefix`` before the patches, the patch grid, and the row at which the relevance starts."""
+
+    prefix: int
+    grid: tuple[int, int]
+    start: Tensor  # [B,n of the last layer], sums to one
+    own: tuple[int, ...]
+    """Class tokens that the head reads: their own entry is never discarded."""
+
+    @classmethod
+    def of(cls, model: nn.Module, found: Captured, readout: Readout) -> Layout:
+        """The layout of a captured pass.
+
+        Raises:
+            ExplainError: The patch grid cannot be told, or ``readout`` does not fit.
+        """
+        first, last = found.layers[0], found.layers[-1]
+        if first.window is not None and last.window is not None:  # Swin: the mean of the last grid
+            count = last.window.grid[0] * last.window.grid[1]
+            return cls(0, first.window.grid, torch.full((len(found.logits), count), 1 / count, device=last.device), ())
+        batch, _, count = last.shape
+        grid, prefix = patch_grid(model, found.images, count)
+        read = _readout(readout, found.read, prefix, count).to(last.device)
+        before = torch.arange(count, device=last.device) < prefix
+        groups = [group for group in (read & before, read & ~before) if bool(group.any())]
+        start = torch.zeros(count, device=last.device)
+        for group in groups:
+            start[group] = 1 / (len(groups) * int(group.sum()))
+        return cls(prefix, grid, start.repeat(batch, 1), tuple(int(t) for t in groups[0][:prefix].nonzero().flatten()))
+
+    def to_grid(self, row: Tensor) -> Tensor:
+        """[B,n] -> [B,h,w]: the prefix tokens' share is left out."""
+        return row[:, self.prefix :].reshape(len(row), *self.grid)
+
+
+def _readout(readout: Readout, read: Tensor | None, prefix: int, count: int) -> Tensor:
+    """Mask of the tokens that the head reads, [n]."""
+    if readout == "auto" and read is not None:
+        return read
+    mask = torch.zeros(count, dtype=torch.bool)
+    if readout == "auto":
+        readout = "token" if prefix else "mean"
+    if readout not in ("token", "mean", "both") or (prefix == 0 and readout != "mean"):
+        raise ExplainError(
+            f"readout is {readout!r}.", hint="It is auto, mean, or with a class token also token or both."
+        )
+    if readout in ("token", "both"):
+        mask[0] = True
+    if readout in ("mean", "both"):
+        mask[prefix:] = True
+    return mask
+
+
+def patch_grid(model: nn.Module, image: tuple[int, int], count: int) -> tuple[tuple[int, int], int]:
+    """Grid of patches and count of prefix tokens, for an image (height, width) in pixels that became ``count`` tokens.
+
+    Raises:
+        ExplainError: No module says a patch size that fits.
+    """
+    for module in model.modules():
+        for name in ("patch_size", "patch"):
+            value = getattr(module, name, None)
+            if isinstance(value, int) and not isinstance(value, bool):
+                value = (value, value)
+            if not isinstance(value, (tuple, list)) or len(value) != 2:
+                continue
+            grid = (image[0] // int(value[0]), image[1] // int(value[1]))
+            if 0 <= count - grid[0] * grid[1] <= _MAX_PREFIX:
+                return grid, count - grid[0] * grid[1]
+    raise ExplainError(
+        f"{count} tokens do not fit a grid of patches of an image of {image[0]} x {image[1]} pixels.",
+        hint="The model, or its patch embedding, has to say its patch_size.",
+    )
+
+
+# --------------------
+# Beside capture: where a Swin layer's windows lie, so that a row of relevance can be carried through them.
+#
+# Liu et al. 2021 (arXiv:2103.14030, section 3.2) and 2022 (SwinV2, arXiv:2111.09883): attention inside windows, every second
+# layer shifted cyclically, and between stages four neighbouring tokens merged into one. As a matrix over all tokens such a
+# layer is a permuted block diagonal, and merging a row-stochastic N/4 x N matrix with 1/4 at each child. Neither is formed:
+# a row vector is gathered into windows, multiplied there, and scattered back. Relative position bias, SwinV2's cosine
+# attention with its logit scale, and the shift's mask are in the weights already, as captured after the softmax.
+
+
+@lru_cache(maxsize=64)
+def window_index(window: Window) -> Tensor:
+    """Token of the grid (row-major) in each slot of each window, [windows, slots]; -1 for padding."""
+    height, width = window.grid
+    rows, cols = window.size
+    index = torch.arange(height * width).view(1, height, width)
+    pad = (0, -width % cols, 0, -height % rows)
+    shift = (-window.shift[0], -window.shift[1])
+    if window.pad_first:
+        index = F.pad(index, pad, value=-1).roll(shift, dims=(1, 2))
+    else:
+        index = F.pad(index.roll(shift, dims=(1, 2)), pad, value=-1)
+    index = index.view(index.shape[1] // rows, rows, index.shape[2] // cols, cols)
+    return index.transpose(1, 2).reshape(-1, rows * cols)
+
+
+def to_windows(row: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    """Row vectors over the grid [B,H*W] -> over window slots [B*windows,slots], and which slots are tokens (same shape)."""
+    index = window_index(window).to(row.device)
+    real = index >= 0
+    gathered = row[:, index.clamp(min=0)] * real  # [B,windows,slots]
+    return gathered.flatten(0, 1), real.repeat(len(row), 1)
+
+
+def from_windows(slots: Tensor, window: Window, batch: int) -> Tensor:
+    """Inverse of ``to_windows``; what lies on padding is dropped."""
+    index = window_index(window).to(slots.device).flatten()
+    real = index >= 0
+    row = slots.new_zeros(batch, window.grid[0] * window.grid[1])
+    row[:, index[real]] = slots.view(batch, -1)[:, real]
+    return row
+
+
+def unmerge(row: Tensor, merged: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Row vectors over the merged grid [B,h*w] -> over the grid before patch merging, in equal parts to the 2 x 2 children.
+
+    An odd edge was padded by the model; the children that are padding take no part.
+    """
+    height, width = grid
+    y = torch.arange(height, device=row.device) // 2
+    x = torch.arange(width, device=row.device) // 2
+    children = torch.bincount(y)[:, None] * torch.bincount(x)[None, :]  # [h,w]
+    share = row.view(-1, *merged) / children
+    return share[:, y][:, :, x].reshape(len(row), -1)

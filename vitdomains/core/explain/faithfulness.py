@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain.inspection import attention_blocks, forward_logits, untouched
-from vitdomains.core.explain.layout import patch_grid
+from vitdomains.core.explain.attention import attention_blocks, forward_logits, patch_grid, untouched
 
 Mode = Literal["blur", "tokens"]
 Kind = Literal["multilabel", "singlelabel"]

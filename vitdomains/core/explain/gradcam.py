@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain.inspection import attention_blocks, forward_logits, gradients_of, untouched
-from vitdomains.core.explain.layout import patch_grid
+from vitdomains.core.explain.attention import attention_blocks, forward_logits, gradients_of, patch_grid, untouched
 from vitdomains.core.explain.relevance import chosen_classes
 
 

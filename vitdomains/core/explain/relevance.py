@@ -15,10 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain import swin
-from vitdomains.core.explain.attention import Attention, Window, capture, mean_heads
-from vitdomains.core.explain.inspection import gradients_of
-from vitdomains.core.explain.layout import Layout, Readout
+from vitdomains.core.explain import attention
+from vitdomains.core.explain.attention import Attention, Layout, Readout, Window, capture, gradients_of, mean_heads
 
 Fusion = Literal["mean", "max", "min"]
 
@@ -172,11 +170,11 @@ def _walk(layers: list[Attention], layout: Layout, rule: _Rule, slopes: Sequence
             if layer.window is None:
                 row = _step(row, layer, rule, slope, layout.own)
                 continue
-            slots, real = swin.to_windows(row, layer.window)
-            row = swin.from_windows(_step(slots, layer, rule, slope, (), real), layer.window, len(row))
+            slots, real = attention.to_windows(row, layer.window)
+            row = attention.from_windows(_step(slots, layer, rule, slope, (), real), layer.window, len(row))
         below = layers[index - 1].window if index else None
         if below is not None and below.grid != layer.window.grid:
-            row = swin.unmerge(row, layer.window.grid, below.grid)
+            row = attention.unmerge(row, layer.window.grid, below.grid)
     return row
 
 
@@ -190,7 +188,7 @@ def _step(
         fused = torch.cat([_fused_rows(layer, i, rule, slope) for i in layer.row_blocks(everyone)], dim=1)
     if rule.discard_ratio > 0 and fused is not None:
         # A Swin layer's windows of one image are one matrix: they share a threshold.
-        images = len(row) if real is None else len(row) // len(swin.window_index(_known(layer)))
+        images = len(row) if real is None else len(row) // len(attention.window_index(_known(layer)))
         fused = _discard(fused, rule.discard_ratio, own, images, real)
     out = torch.zeros_like(row)
     active = row.abs().sum(0).nonzero().flatten()  # the first row vector is almost empty

@@ -16,7 +16,7 @@ from vitdomains.core.bundle import file_sha256
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.explain import METHODS
-from vitdomains.core.explain.inspection import attention_blocks
+from vitdomains.core.explain.attention import attention_blocks
 from vitdomains.core.explain.overlay import overlay
 from vitdomains.core.explain.render import Explained, explain_file, faithfulness_text, png
 from vitdomains.core.inference.predictor import Predictor
