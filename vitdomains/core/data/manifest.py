@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.data import manifest
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_atomically
 
@@ -335,15 +334,15 @@ def validate(m: Manifest, *, check_files: bool = True, require_positives: bool =
             ids, rows without a group, a group in two splits, one file in two splits, an unknown split, a class without
             positives, labels other than 1, 0 and NaN.
     """
-    problems = manifest.table_problems(m.table, m.classes, SPLITS, require_positives=require_positives)
+    problems = table_problems(m.table, m.classes, SPLITS, require_positives=require_positives)
     if check_files:
-        problems += manifest.missing_files(m.table["path"])
-    manifest.raise_problems(m.name, len(m), problems)
+        problems += missing_files(m.table["path"])
+    raise_problems(m.name, len(m), problems)
 
 
 def check_splits(m: Manifest) -> None:
     """Raise a ManifestError where a group or a file is in two splits, or a split has an unknown name."""
-    manifest.raise_problems(m.name, len(m), manifest.split_problems(m.table, SPLITS))
+    raise_problems(m.name, len(m), manifest.split_problems(m.table, SPLITS))
 
 
 def write_manifest(m: Manifest, path: str | Path) -> Path:
