@@ -102,7 +102,7 @@ def test_panel_holds_all_findings_in_any_script() -> None:
 
 
 def test_pictures_need_no_matplotlib() -> None:
-    code = "import sys; import vitdomains.core.explain.overlay, vitdomains.core.explain.render; print('matplotlib' in sys.modules)"
+    code = "import sys; from vitdomains.core.explain import overlay, render; print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -342,7 +342,7 @@ def validate(m: Manifest, *, check_files: bool = True, require_positives: bool =
 
 def check_splits(m: Manifest) -> None:
     """Raise a ManifestError where a group or a file is in two splits, or a split has an unknown name."""
-    raise_problems(m.name, len(m), manifest.split_problems(m.table, SPLITS))
+    raise_problems(m.name, len(m), split_problems(m.table, SPLITS))
 
 
 def write_manifest(m: Manifest, path: str | Path) -> Path:

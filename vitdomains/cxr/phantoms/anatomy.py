@@ -410,8 +410,8 @@ def add_vessels(scene: Scene, g: Geometry, tree: Tree, seed: int, congestion: fl
 # Chest films, default data: ribs, clavicles, scapulae, spine and humeri of a phantom chest.
 #
 # A rib is a ring around the cage's elliptic cross-section. Seen from the front, its posterior half runs as
-# ``y = y_n + D(asin u)`` and its anterior half as ``y = y_n + D(pi - asin u)``, u being the distance from the midline as a share of
-# the cage's half width, so that both halves meet at the lateral margin. Solving for n turns the whole set of ribs
+# ``y = y_n + D(asin u)`` and its anterior half as ``y = y_n + D(pi - asin u)``, u being the distance from the midline as a
+# share of the cage's half width, so that both halves meet at the lateral margin. Solving for n turns the whole set of ribs
 # into one map of phases: no rib is drawn on its own.
 
 _SHELL = 0.085  # cortical thickness of a rib, cm
