@@ -64,15 +64,15 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/bench"), help="folder for artefacts, which are used again"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    words = parser.parse_args()
+    args = parser.parse_args()
     set_up_logging()
-    runtimes = ["torch", "torch+jit", *(["torch+compile"] if words.compile else []), "onnx", "openvino"]
-    subjects = [named_subject(name) for name in words.models]
-    cases = make_cases(subjects, runtimes, ["fp32", "bf16", "int8"], [1], [words.threads])
-    options = Options(repeats=words.repeats, memory=not words.no_memory, work=words.work, minutes=words.minutes)
+    runtimes = ["torch", "torch+jit", *(["torch+compile"] if args.compile else []), "onnx", "openvino"]
+    subjects = [named_subject(name) for name in args.models]
+    cases = make_cases(subjects, runtimes, ["fp32", "bf16", "int8"], [1], [args.threads])
+    options = Options(repeats=args.repeats, memory=not args.no_memory, work=args.work, minutes=args.minutes)
     with shown_progress() as on_progress:
-        result = bench(cases, words.out / "edge_table.json", options, on_progress)
-    thread = "one thread" if words.threads == 1 else f"{words.threads} threads"
+        result = bench(cases, args.out / "edge_table.json", options, on_progress)
+    thread = "one thread" if args.threads == 1 else f"{args.threads} threads"
     grids = [pivot(result["rows"], what, f"{title} ({thread})") for what, title in SHOWN.items()]
     console = Console(width=None if sys.stdout.isatty() else 140)
     for grid in grids:
@@ -80,8 +80,8 @@ def main() -> None:
     if not result["complete"]:
         console.print("stopped in time; the same command goes on")
     else:
-        files = {subject.name: portable(subject, words.work) for subject in subjects}
-        written = write_result("edge_table", {**result, "onnx_not_portable": files}, words.out)
+        files = {subject.name: portable(subject, args.work) for subject in subjects}
+        written = write_result("edge_table", {**result, "onnx_not_portable": files}, args.out)
         written.with_suffix(".md").write_text("\n".join(markdown(grid) for grid in grids), encoding="utf-8")
         console.print(f"written to {written}")
 

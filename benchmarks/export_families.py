@@ -89,27 +89,27 @@ def main() -> None:
     parser.add_argument("--formats", type=lambda text: text.split(","), default=list(FORMATS))
     parser.add_argument("--work", type=Path, default=Path("runs/export_families"), help="what is done already")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    words = parser.parse_args()
+    args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
-    console, kept = Console(width=160), words.work / "outcomes.json"
+    console, kept = Console(width=160), args.work / "outcomes.json"
     done: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-    words.work.mkdir(parents=True, exist_ok=True)
+    args.work.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         films = read_manifest(make_phantoms(folder / "phantoms", FILMS, size=128) / "manifest.csv", name="phantoms")
         films = replace(films, table=films.table.head(FILMS))
         for number, (name, options, size) in enumerate(FAMILIES):
             key = f"{name} {json.dumps(options, sort_keys=True)}"
-            if name not in words.families or (key in done and set(words.formats) <= done[key].keys()):
+            if name not in args.families or (key in done and set(args.formats) <= done[key].keys()):
                 continue
             began = time.monotonic()
-            done[key] = outcomes(name, options, size, films, words.formats, folder / str(number))
+            done[key] = outcomes(name, options, size, films, args.formats, folder / str(number))
             write_text(kept, json.dumps(done))
             console.print(f"{name} ({time.monotonic() - began:.0f} s): {done[key]}", markup=False)
-    written = write_result("export_families", {"formats": words.formats, "outcomes": done}, words.out)
-    written.with_suffix(".md").write_text(table(done, words.formats), encoding="utf-8")
+    written = write_result("export_families", {"formats": args.formats, "outcomes": done}, args.out)
+    written.with_suffix(".md").write_text(table(done, args.formats), encoding="utf-8")
     console.print(f"written to {written} and .md")
 
 

@@ -69,16 +69,16 @@ def satellite(*words: str) -> int:
     return subprocess.run([sys.executable, "-m", "vitdomains.satellite", *words], check=False).returncode
 
 
-def trained(words: argparse.Namespace, name: str, given: Path | None) -> Bundle:
+def trained(args: argparse.Namespace, name: str, given: Path | None) -> Bundle:
     """The bundle that was given, or was trained before, or is trained now."""
-    folder = given or words.work / name / "bundle"
+    folder = given or args.work / name / "bundle"
     if not folder.is_dir():
-        if not words.root or not words.weights:
+        if not args.root or not args.weights:
             raise SystemExit(f"There is no bundle of {name}: give one, or --root and --weights to train it.")
-        own = (*FROM_SCRATCH, f"--recipe.epochs={words.swin_epochs}") if name == "swin_tiny" else (
-            f"--model.weights={words.weights}", f"--recipe.epochs={words.vit_epochs}"
+        own = (*FROM_SCRATCH, f"--recipe.epochs={args.swin_epochs}") if name == "swin_tiny" else (
+            f"--model.weights={args.weights}", f"--recipe.epochs={args.vit_epochs}"
         )  # fmt: skip
-        place = (f"--data.root={words.root}", f"--run.dir={words.work / name}", f"--run.threads={words.threads}")
+        place = (f"--data.root={args.root}", f"--run.dir={args.work / name}", f"--run.threads={args.threads}")
         status = satellite("train", f"--config={CONFIG}", *COMMON, *own, *place)
         if status:
             raise SystemExit(f"Training of {name} ended with status {status}.")
@@ -159,26 +159,26 @@ def refusal(bundle: Bundle, work: Path, threads: int) -> dict[str, Any]:
             "exit_status": status, "reason": record["refused"], "file_left": left, "blame": record["blame"][:3]}  # fmt: skip
 
 
-def prepared(words: argparse.Namespace) -> tuple[dict[str, Bundle], dict[str, Any]]:
+def prepared(args: argparse.Namespace) -> tuple[dict[str, Bundle], dict[str, Any]]:
     """Bundles and all but their latency; what an earlier command found out of the same artefacts is taken from its file."""
-    bundles = {"vit_tiny": trained(words, "vit_tiny", words.vit), "swin_tiny": trained(words, "swin_tiny", words.swin)}
-    bundles = {name: exported(bundle, words.threads) for name, bundle in bundles.items()}
+    bundles = {"vit_tiny": trained(args, "vit_tiny", args.vit), "swin_tiny": trained(args, "swin_tiny", args.swin)}
+    bundles = {name: exported(bundle, args.threads) for name, bundle in bundles.items()}
     key = {name: bundle.files for name, bundle in bundles.items()}
-    file = words.work / "quality.json"
+    file = args.work / "quality.json"
     if file.is_file():
         known = json.loads(file.read_text(encoding="utf-8"))
         if known["of"] == key:
             return bundles, known["found"]
     found = {
-        "models": {name: quality(bundle, words.threads) for name, bundle in bundles.items()},
-        "refusal": refusal(bundles["vit_tiny"], words.work, words.threads),
+        "models": {name: quality(bundle, args.threads) for name, bundle in bundles.items()},
+        "refusal": refusal(bundles["vit_tiny"], args.work, args.threads),
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps({"of": key, "found": found}))
     return bundles, found
 
 
-def latency(bundles: dict[str, Bundle], found: dict[str, Any], words: argparse.Namespace) -> None:
+def latency(bundles: dict[str, Bundle], found: dict[str, Any], args: argparse.Namespace) -> None:
     """Add ``seconds`` to each format of ``found``, and ``latency_ratio`` to those in INT8."""
     calls: dict[str, Callable[[], object]] = {}
     for model, bundle in bundles.items():
@@ -188,9 +188,9 @@ def latency(bundles: dict[str, Bundle], found: dict[str, Any], words: argparse.N
         )
         for name, row in found["models"][model]["formats"].items():
             if "bytes" in row:
-                forward = artefact(bundle, name, words.threads)
+                forward = artefact(bundle, name, args.threads)
                 calls[f"{model}/{name}"] = lambda forward=forward, tiles=tiles: [forward(one) for one in tiles]
-    for key, timed in interleave(calls, words.repeats).items():
+    for key, timed in interleave(calls, args.repeats).items():
         model, name = key.split("/")
         found["models"][model]["formats"][name]["seconds"] = {
             k: v / IMAGES if k.endswith("_s") else v for k, v in timed.items()
@@ -242,15 +242,15 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="stop before the latency")
     parser.add_argument("--work", type=Path, default=Path("runs/int8_aid"), help="folder for runs and what was found")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    words = parser.parse_args()
+    args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
-    bundles, found = prepared(words)
-    if not words.prepare:
-        latency(bundles, found, words)
+    bundles, found = prepared(args)
+    if not args.prepare:
+        latency(bundles, found, args)
     show(found, console)
-    if not words.prepare:
-        payload = {"threads": words.threads, "batch": 1, "image_size": bundles["vit_tiny"].preprocess.height}
-        console.print(f"written to {write_result('int8_aid', {**payload, 'promised': TARGETS, **found}, words.out)}")
+    if not args.prepare:
+        payload = {"threads": args.threads, "batch": 1, "image_size": bundles["vit_tiny"].preprocess.height}
+        console.print(f"written to {write_result('int8_aid', {**payload, 'promised': TARGETS, **found}, args.out)}")
 
 
 if __name__ == "__main__":

@@ -141,24 +141,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20, help="timed rounds (20 or more for a quotable number)")
     parser.add_argument("--threads", type=int, default=physical_cores(), help="default: one a physical core")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    words = parser.parse_args()
-    if words.films < BATCH or words.films % BATCH:
-        parser.error(f"--films {words.films} is no multiple of {BATCH}")
+    args = parser.parse_args()
+    if args.films < BATCH or args.films % BATCH:
+        parser.error(f"--films {args.films} is no multiple of {BATCH}")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
-        films = draw(Path(folder), words.films)
-        bundle = make_bundle(Path(folder), films, words.threads)
-        calls, way = candidates(bundle, films, words.threads)
-        torch.set_num_threads(words.threads)
-        timed = interleave(calls, words.repeats, warmup=1)
-    rates = {name: words.films / row["median_s"] for name, row in timed.items()}
+        films = draw(Path(folder), args.films)
+        bundle = make_bundle(Path(folder), films, args.threads)
+        calls, way = candidates(bundle, films, args.threads)
+        torch.set_num_threads(args.threads)
+        timed = interleave(calls, args.repeats, warmup=1)
+    rates = {name: args.films / row["median_s"] for name, row in timed.items()}
     ratios = {name: rates["vitdomains"] / rate for name, rate in rates.items() if name != "vitdomains"}
     table = Table(
-        "", "films/s", "10 to 90 %", "vitdomains is", title=f"{words.films} films, {words.threads} threads, {way}"
+        "", "films/s", "10 to 90 %", "vitdomains is", title=f"{args.films} films, {args.threads} threads, {way}"
     )
     for name, row in timed.items():
-        spread = f"{words.films / row['p90_s']:.1f} to {words.films / row['p10_s']:.1f}"
+        spread = f"{args.films / row['p90_s']:.1f} to {args.films / row['p10_s']:.1f}"
         verdict = f"{ratios[name]:.2f} times as fast" if name in ratios else ""
         if name in TARGETS:
             verdict += f" (>= {TARGETS[name]:g} {'met' if ratios[name] >= TARGETS[name] else 'MISSED'})"
@@ -167,9 +167,9 @@ def main() -> None:
     console.print(table)
     written = write_result(
         "predict_throughput",
-        {"films": words.films, "film_pixels": FILM_PIXELS, "model": MODEL, "threads": words.threads, "chosen": way,
+        {"films": args.films, "film_pixels": FILM_PIXELS, "model": MODEL, "threads": args.threads, "chosen": way,
          "films_per_second": rates, "speed_relative_to": ratios, "promised": TARGETS, "seconds": timed},
-        words.out,
+        args.out,
     )  # fmt: skip
     console.print(f"written to {written}")
 

@@ -86,14 +86,14 @@ ROWS: dict[str, Row] = {
 }  # fmt: skip
 
 
-def configured(row: Row, seed: int, words: argparse.Namespace, overrides: Sequence[str]) -> Config:
+def configured(row: Row, seed: int, args: argparse.Namespace, overrides: Sequence[str]) -> Config:
     """The configuration of a row and seed, with this machine's paths."""
-    home = Path(words.work)
+    home = Path(args.work)
     given = [
         "--config", str(Path(__file__).resolve().parents[1] / CONFIGS / row.config),
-        "--model.weights", words.tiny if row.config == TINY else words.dinov2, *overrides, *row.changes,
-        "--data.root", words.root, "--data.cache_dir", str(home / "cache"), "--data.split_seed", str(seed),
-        "--run.seed", str(seed), "--run.threads", str(words.threads),
+        "--model.weights", args.tiny if row.config == TINY else args.dinov2, *overrides, *row.changes,
+        "--data.root", args.root, "--data.cache_dir", str(home / "cache"), "--data.split_seed", str(seed),
+        "--run.seed", str(seed), "--run.threads", str(args.threads),
     ]  # fmt: skip
     config = parse_config(
         [word.replace("=TEACHER", f"={home / TEACHER}-{seed}/bundle") for word in given], Config(), "row"

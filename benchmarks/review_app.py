@@ -202,7 +202,7 @@ def films_before(page: Page, address: str, items: list[str], repeats: int) -> li
     return found
 
 
-def measure(folder: Path, items: list[str], words: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, str]]:
+def measure(folder: Path, items: list[str], args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds by what was waited for; versions of browser and web packages."""
     from playwright.sync_api import sync_playwright
 
@@ -211,9 +211,9 @@ def measure(folder: Path, items: list[str], words: argparse.Namespace) -> tuple[
         raise SystemExit("Chromium is not installed (Debian: apt install chromium)")
     draw = random.Random(0)
     # Not at the head of the list, where the round by `n` has been; far enough apart that no step back meets another.
-    places = draw.sample(range(len(items) // 2, len(items) - 1), 2 * words.repeats)
+    places = draw.sample(range(len(items) // 2, len(items) - 1), 2 * args.repeats)
     some = [items[at] for at in places]
-    with served(folder, words.threads) as address, sync_playwright() as driver:
+    with served(folder, args.threads) as address, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
         versions = {"chromium": browser.version, **environment(("streamlit", "playwright"))["versions"]}
         with opened(browser) as page:  # warm: the model is loaded, the list is checked
@@ -221,10 +221,10 @@ def measure(folder: Path, items: list[str], words: argparse.Namespace) -> tuple[
             page.get_by_text(f"{len(items):,} of {len(items):,} films in sight").wait_for()
             page.get_by_text("The list grows meanwhile").wait_for(state="detached")
             visit(page, address, items[-1])
-            found = {"worklist": first_paints(browser, address, words.repeats)}
-            found["next"] = next_films(page, address, words.repeats, words.dwell)
-            found["back"] = films_before(page, address, some[words.repeats :], words.repeats)
-            found["link"] = [visit(page, address, item) for item in some[: words.repeats]]
+            found = {"worklist": first_paints(browser, address, args.repeats)}
+            found["next"] = next_films(page, address, args.repeats, args.dwell)
+            found["back"] = films_before(page, address, some[args.repeats :], args.repeats)
+            found["link"] = [visit(page, address, item) for item in some[: args.repeats]]
         browser.close()
     names = {"worklist": ["list"]}
     seconds = {
@@ -255,41 +255,41 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the films are made and kept; default: a temporary one")
     parser.add_argument("--prepare", action="store_true", help="make the films in --folder and stop")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    words = parser.parse_args()
-    if words.studies < 4 * words.repeats or words.studies < 100:
+    args = parser.parse_args()
+    if args.studies < 4 * args.repeats or args.studies < 100:
         parser.error("--studies must be 100 and four times --repeats at least")
-    if words.prepare and not words.folder:
+    if args.prepare and not args.folder:
         parser.error("--prepare needs --folder")
     logging.disable(logging.WARNING)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = (words.folder or Path(temporary)).resolve()
-        items = prepare(folder, words.studies, words.threads)
-        if words.prepare:
+        folder = (args.folder or Path(temporary)).resolve()
+        items = prepare(folder, args.studies, args.threads)
+        if args.prepare:
             console.print(f"{len(items):,} films are in {folder}")
             return
         for old in folder.glob("reviews.db*"):
             old.unlink()
-        seconds, versions = measure(folder, items, words)
+        seconds, versions = measure(folder, items, args)
     rows = {name: summary(values) for name, values in seconds.items()}
     verdicts = {name: verdict(row, TARGETS.get(name)) for name, row in rows.items()}
-    table = Table("seconds", "median", "90 %", "target", "", title=f"{words.studies:,} films, {words.repeats} repeats")
+    table = Table("seconds", "median", "90 %", "target", "", title=f"{args.studies:,} films, {args.repeats} repeats")
     for name, row in rows.items():
         target = f"{TARGETS[name]:g}" if name in TARGETS else ""
         table.add_row(name, f"{row['median_s']:.2f}", f"{row['p90_s']:.2f}", target, verdicts[name])
     console.print(table)
     settings = {
-        "studies": words.studies,
+        "studies": args.studies,
         "film_pixels": PIXELS,
         "model": MODEL,
-        "threads": words.threads,
-        "dwell_s": words.dwell,
+        "threads": args.threads,
+        "dwell_s": args.dwell,
     }
     written = write_result(
         "review_app",
         {**settings, "browser": versions, "promised": TARGETS, "verdicts": verdicts, "seconds": rows,
          "all_seconds": json.loads(json.dumps(seconds), parse_float=lambda text: round(float(text), 3))},
-        words.out,
+        args.out,
     )  # fmt: skip
     console.print(f"written to {written}")
 

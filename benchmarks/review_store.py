@@ -100,22 +100,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--writers", type=int, default=50)
     parser.add_argument("--decisions", type=int, default=200)
-    words = parser.parse_args()
+    args = parser.parse_args()
     console = Console()
     before = environment(("sqlalchemy", "psycopg"))
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        found["sqlite"] = measure(f"sqlite:///{folder}/reviews.db", words.writers, words.decisions)
+        found["sqlite"] = measure(f"sqlite:///{folder}/reviews.db", args.writers, args.decisions)
     console.print("sqlite", found["sqlite"])
     programs = postgres_programs()
     if programs:
         with running_postgres(programs, settings=()) as url:
-            found["postgresql"] = measure(url, words.writers, words.decisions)
+            found["postgresql"] = measure(url, args.writers, args.decisions)
         console.print("postgresql", found["postgresql"])
     else:
         console.print("PostgreSQL is not installed: left out")
     path = write_result(
-        "review_store", {"before": before, "writers": words.writers, "decisions": words.decisions, **found}
+        "review_store", {"before": before, "writers": args.writers, "decisions": args.decisions, **found}
     )
     console.print(f"written: {path}")
     return 0 if all(f["nothing_lost"] for f in found.values()) else 1

@@ -128,15 +128,15 @@ def picture(scene: Path, truth_path: Path, map_path: Path, classes: tuple[str, .
     return render(figure)[0]
 
 
-def draw_map(words: argparse.Namespace, outcome: pipeline.Outcome, names: dict[str, str], out: Path) -> float:
+def draw_map(args: argparse.Namespace, outcome: pipeline.Outcome, names: dict[str, str], out: Path) -> float:
     """Map the scene, put the picture into the bundle's report and beside the results; seconds that mapping took."""
     began = time.perf_counter()
-    argv = [str(words.scene), "--bundle", str(outcome.bundle.path), "--out", str(out / "landcover.tif"), "--tile", "8",
+    argv = [str(args.scene), "--bundle", str(outcome.bundle.path), "--out", str(out / "landcover.tif"), "--tile", "8",
             "--overlap", "0.5", "--cell", "2", "--bands", ",".join(f"{name}={i}" for i, name in enumerate(BANDS, start=1)),
             "--tiles", str(out / "landcover.parquet")]  # fmt: skip
     map_command(DOMAIN, argv)
     seconds = time.perf_counter() - began
-    drawn = picture(words.scene, words.labels, out / "landcover.tif", outcome.bundle.classes, names)
+    drawn = picture(args.scene, args.labels, out / "landcover.tif", outcome.bundle.classes, names)
     (out / "landcover.png").write_bytes(drawn)
     predictions = pd.read_csv(outcome.bundle.path / "report" / "predictions.csv")
     caption = "The scene, the labels that it was tiled by, and its map. The model saw only the training blocks."

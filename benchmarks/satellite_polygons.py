@@ -59,22 +59,22 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, required=True)
     parser.add_argument("--field", default="name", help="field of the polygons that holds the class")
     parser.add_argument("--out", type=Path, help="folder of tiles, run and map (default: a temporary one)")
-    words = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        out = (words.out or Path(temporary)).resolve()
+        out = (args.out or Path(temporary)).resolve()
         tiles, run, drawn = out / "tiles", out / "run", out / "landcover.tif"
         seconds = {
-            "tile": ran("tile", words.scene, "--labels", words.labels, "--field", words.field, "--size", SIZE, "--stride",
+            "tile": ran("tile", args.scene, "--labels", args.labels, "--field", args.field, "--size", SIZE, "--stride",
                         STRIDE, "--min_purity", 0.9, "--bands", "blue,green,red", "--out", tiles),
             "train": ran("train", "--config", CONFIG, "--data.root", tiles, "--run.dir", run, "--run.overwrite", "true"),
-            "map": ran("map", words.scene, "--bundle", run / "bundle", "--bands", "red=3,green=2,blue=1", "--out", drawn,
+            "map": ran("map", args.scene, "--bundle", run / "bundle", "--bands", "red=3,green=2,blue=1", "--out", drawn,
                        "--tiles", out / "landcover.parquet"),
         }  # fmt: skip
         report = json.loads((run / "bundle" / "report" / "report.json").read_text(encoding="utf-8"))
         table = pd.read_parquet(out / "landcover.parquet", columns=["label"])
         found = {
             "held_out": report["overall"],
-            "map": border(words.scene, drawn),
+            "map": border(args.scene, drawn),
             "map_tiles": {str(k) or "without data": int(v) for k, v in table["label"].value_counts().items()},
             "seconds": seconds,
         }

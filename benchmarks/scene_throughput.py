@@ -217,22 +217,22 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true", help="leave TorchGeo out")
     parser.add_argument("--no-memory", action="store_true", help="leave the mosaic out")
     parser.add_argument("--out", type=Path, default=None, help="folder of the result (default: benchmarks/results)")
-    words = parser.parse_args()
+    args = parser.parse_args()
     restart_with_tuned_allocator()
     os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
     torch.set_num_threads(physical_cores())
     with tempfile.TemporaryDirectory() as temporary, quiet():
-        setup = set_up(words.scene.resolve(), Path(temporary), words.model, words.overlap, words.batch_size)
-        result = throughput(setup, words) | ({} if words.no_memory else memory(setup, words))
+        setup = set_up(args.scene.resolve(), Path(temporary), args.model, args.overlap, args.batch_size)
+        result = throughput(setup, args) | ({} if args.no_memory else memory(setup, args))
     show(result)
-    path = write_result("scene_throughput", result, **({"folder": words.out} if words.out else {}))
+    path = write_result("scene_throughput", result, **({"folder": args.out} if args.out else {}))
     sys.stdout.write(f"{path}\n")
 
 
-def throughput(setup: Setup, words: argparse.Namespace) -> dict[str, Any]:
+def throughput(setup: Setup, args: argparse.Namespace) -> dict[str, Any]:
     table = run_map(setup, outputs=False)
     labelled = int((table["label"] != "").sum())
-    batch = torch.randint(0, 256, (words.batch_size, 3, SIZE, SIZE), dtype=torch.uint8)
+    batch = torch.randint(0, 256, (args.batch_size, 3, SIZE, SIZE), dtype=torch.uint8)
     candidates: dict[str, Callable[[], object]] = {
         "bare": lambda: run_bare(setup, labelled, batch),
         "bare, streams": lambda: run_streams(setup, labelled, batch),
@@ -240,13 +240,13 @@ def throughput(setup: Setup, words: argparse.Namespace) -> dict[str, Any]:
         "map, whole": lambda: run_map(setup, outputs=True),
     }
     counts = dict.fromkeys(candidates, labelled)
-    if not words.no_peers:
-        batches = torchgeo_loader(words.scene, words.overlap, words.batch_size)
+    if not args.no_peers:
+        batches = torchgeo_loader(args.scene, args.overlap, args.batch_size)
         for name, bf16 in (("torchgeo, fp32", False), ("torchgeo, bf16 autocast", True)):
             candidates[name] = partial(run_torchgeo, setup, batches, bf16=bf16)
         n = run_torchgeo(setup, batches, bf16=True)
         counts |= dict.fromkeys(("torchgeo, fp32", "torchgeo, bf16 autocast"), n)
-    times = interleave(candidates, repeats=words.repeats, warmup=1)
+    times = interleave(candidates, repeats=args.repeats, warmup=1)
     found = {
         name: {**times[name], "tiles": counts[name], "tiles_per_s": counts[name] / times[name]["median_s"]}
         for name in times
@@ -255,17 +255,17 @@ def throughput(setup: Setup, words: argparse.Namespace) -> dict[str, Any]:
     for row in found.values():
         row["of_bare"] = row["tiles_per_s"] / bare
     about = {
-        "model": words.model,
+        "model": args.model,
         "precision": setup.predictor.way.precision,
-        "batch_size": words.batch_size,
+        "batch_size": args.batch_size,
     }
-    return {**about, "overlap": words.overlap, "tiles": len(table), "labelled": labelled, "throughput": found}
+    return {**about, "overlap": args.overlap, "tiles": len(table), "labelled": labelled, "throughput": found}
 
 
-def memory(setup: Setup, words: argparse.Namespace) -> dict[str, Any]:
+def memory(setup: Setup, args: argparse.Namespace) -> dict[str, Any]:
     mosaic = setup.folder / "mosaic.tif"
-    write_mosaic(words.scene, mosaic)
-    one, many = (peak_memory(path, setup, words.overlap) for path in (words.scene.resolve(), mosaic))
+    write_mosaic(args.scene, mosaic)
+    one, many = (peak_memory(path, setup, args.overlap) for path in (args.scene.resolve(), mosaic))
     return {"memory": {"scene_bytes": one, f"mosaic_{MOSAIC**2}x_bytes": many, "ratio": many / one}}
 
 

@@ -93,19 +93,19 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="steps a turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    words = parser.parse_args()
-    torch.set_num_threads(words.threads)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
-        images = films(Path(folder), words.steps * words.batch_size)
-        recipe = Recipe(epochs=1, batch_size=words.batch_size, augment="cxr", precision="bf16")
-        config = Config(model=Model(name=words.model), recipe=recipe, run=Run(save_seconds=1e9, accelerator="cpu"))
+        images = films(Path(folder), args.steps * args.batch_size)
+        recipe = Recipe(epochs=1, batch_size=args.batch_size, augment="cxr", precision="bf16")
+        config = Config(model=Model(name=args.model), recipe=recipe, run=Run(save_seconds=1e9, accelerator="cpu"))
         rows = []
-        for round_ in range(words.rounds):
+        for round_ in range(args.rounds):
             own = replace(config, run=replace(config.run, dir=f"{folder}/run{round_}"))
             order = (fit_rate, bare_rate) if round_ % 2 else (bare_rate, fit_rate)
-            rates = {measure.__name__: measure(images, own, words.steps) for measure in order}
+            rates = {measure.__name__: measure(images, own, args.steps) for measure in order}
             rows.append(rates | {"ratio": rates["fit_rate"] / rates["bare_rate"]})
-    table = Table(title=f"{words.model}, 384 px, batch {words.batch_size}, bf16, {words.threads} threads")
+    table = Table(title=f"{args.model}, 384 px, batch {args.batch_size}, bf16, {args.threads} threads")
     for name in ("fit, images/s", "bare step, images/s", "ratio"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -113,7 +113,7 @@ def main() -> None:
     Console().print(table)
     ratio = float(np.median([row["ratio"] for row in rows]))
     Console().print(f"median ratio {ratio:.3f}")
-    write_result("train_throughput", {"arguments": vars(words), "rounds": rows, "median_ratio": ratio})
+    write_result("train_throughput", {"arguments": vars(args), "rounds": rows, "median_ratio": ratio})
 
 
 if __name__ == "__main__":

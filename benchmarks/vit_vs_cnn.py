@@ -100,14 +100,14 @@ def bench_once(cases: list[Case], out: Path, options: Options) -> dict[str, Any]
         return bench(cases, out, options, on_progress)
 
 
-def measure(words: argparse.Namespace, device: str, console: Console) -> None:
+def measure(args: argparse.Namespace, device: str, console: Console) -> None:
     """One device: batch 1, then batch 32, then the tables and the plot of what is complete."""
     rows, sessions, method, complete = [], {}, "", True
     name = f"vit_vs_cnn_{device}"
-    for batch, repeats, warmup in ((1, words.repeats, 2), (words.batch, words.batch_repeats, 1)):
-        cases = cases_of(words.models, batch, words.threads, device)
-        options = Options(repeats, warmup, memory=batch == 1, work=words.work, minutes=words.minutes)
-        result = bench_once(cases, words.out / f"{name}_batch{batch}.json", options)
+    for batch, repeats, warmup in ((1, args.repeats, 2), (args.batch, args.batch_repeats, 1)):
+        cases = cases_of(args.models, batch, args.threads, device)
+        options = Options(repeats, warmup, memory=batch == 1, work=args.work, minutes=args.minutes)
+        result = bench_once(cases, args.out / f"{name}_batch{batch}.json", options)
         rows += result["rows"]
         sessions[f"batch {batch}"], method, complete = (
             result["sessions"],
@@ -116,20 +116,20 @@ def measure(words: argparse.Namespace, device: str, console: Console) -> None:
         )
         if not complete:
             break
-    where = torch.cuda.get_device_name(0) if device == "cuda" else f"{words.threads} threads"
-    single, many = ([row for row in rows if row["batch"] == batch] for batch in (1, words.batch))
+    where = torch.cuda.get_device_name(0) if device == "cuda" else f"{args.threads} threads"
+    single, many = ([row for row in rows if row["batch"] == batch] for batch in (1, args.batch))
     grids = [pivot(single, "ms", f"Latency of one image, ms, median ({where})")]
-    grids += [pivot(many, "images/s", f"Throughput at batch {words.batch}, images/s, median ({where})")] if many else []
+    grids += [pivot(many, "images/s", f"Throughput at batch {args.batch}, images/s, median ({where})")] if many else []
     for grid in grids:
         console.print(drawn(grid))
     if not complete:
         console.print("stopped in time; the same command goes on")
         return
-    accuracy = {model: vars(PUBLISHED[model]) for model in words.models}
+    accuracy = {model: vars(PUBLISHED[model]) for model in args.models}
     payload = {"method": method, "sessions": sessions, "published_accuracy": accuracy, "rows": rows}
-    written = write_result(name, payload, words.out)
-    for batch in (1, words.batch):  # both stand in the one result now
-        (words.out / f"{name}_batch{batch}.json").unlink()
+    written = write_result(name, payload, args.out)
+    for batch in (1, args.batch):  # both stand in the one result now
+        (args.out / f"{name}_batch{batch}.json").unlink()
     written.with_suffix(".md").write_text("\n".join(markdown(grid) for grid in grids), encoding="utf-8")
     plot(single, written.with_suffix(".png"), where)
     console.print(f"written to {written}, .md and .png")
@@ -151,11 +151,11 @@ def main() -> None:
         "--work", type=Path, default=Path("runs/bench"), help="folder for artefacts, which are used again"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
-    words = parser.parse_args()
+    args = parser.parse_args()
     set_up_logging()
     there = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    for device in [words.device] if words.device else there:
-        measure(words, device, Console(width=None if sys.stdout.isatty() else 140))
+    for device in [args.device] if args.device else there:
+        measure(args, device, Console(width=None if sys.stdout.isatty() else 140))
 
 
 if __name__ == "__main__":

@@ -64,20 +64,20 @@ def main() -> int:
     return 0
 
 
-def align_once(words: argparse.Namespace, rest: list[str], name: str) -> dict[str, Any]:
+def align_once(args: argparse.Namespace, rest: list[str], name: str) -> dict[str, Any]:
     """One run of `align`: its report."""
-    out = Path(words.out) / name
+    out = Path(args.out) / name
     argv = [
         "--image-tower",
-        words.image_tower,
+        args.image_tower,
         "--image-weights",
-        words.image_weights,
+        args.image_weights,
         "--text-tower",
-        words.text_tower,
+        args.text_tower,
     ]
-    argv += ["--data", words.data, "--evaluate", words.evaluate, "--evaluate_classes", words.evaluate_classes]
-    argv += ["--size", words.size, "--pooling", words.pooling, "--hold_out", words.hold_out]
-    align_command(DOMAIN, [*argv, "--features", str(Path(words.out) / "features"), "--out", str(out), *rest])
+    argv += ["--data", args.data, "--evaluate", args.evaluate, "--evaluate_classes", args.evaluate_classes]
+    argv += ["--size", args.size, "--pooling", args.pooling, "--hold_out", args.hold_out]
+    align_command(DOMAIN, [*argv, "--features", str(Path(args.out) / "features"), "--out", str(out), *rest])
     report: dict[str, Any] = json.loads((out / "align.json").read_text(encoding="utf-8"))
     return report
 

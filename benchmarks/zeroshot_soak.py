@@ -77,18 +77,18 @@ def write_scene(path: Path, tiles: int, seed: int = 0) -> int:
     return len(spots)
 
 
-def job(words: argparse.Namespace, model: str, scene: str, out: str, executor: str) -> None:
+def job(args: argparse.Namespace, model: str, scene: str, out: str, executor: str) -> None:
     """The labelling itself, in a process of its own."""
-    means = Means(executor, words.workers, 1, shard_size=words.shard_size)  # type: ignore[arg-type]
+    means = Means(executor, args.workers, 1, shard_size=args.shard_size)  # type: ignore[arg-type]
     label_tiles(
         load_towers(model), read_classes(CLASSES), plan_tiles([scene], SIDE, 0.0), out, options=Options(sheets=False),
         compute=Compute(means, "auto", 64, readers=1),
     )  # fmt: skip
 
 
-def start(words: argparse.Namespace, model: Path, scene: Path, out: Path, executor: str) -> subprocess.Popen[bytes]:
-    own = ["--job", str(model), str(scene), str(out), executor, "--workers", str(words.workers)]
-    command = [sys.executable, __file__, *own, "--shard_size", str(words.shard_size)]
+def start(args: argparse.Namespace, model: Path, scene: Path, out: Path, executor: str) -> subprocess.Popen[bytes]:
+    own = ["--job", str(model), str(scene), str(out), executor, "--workers", str(args.workers)]
+    command = [sys.executable, __file__, *own, "--shard_size", str(args.shard_size)]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
 
 
@@ -159,29 +159,29 @@ def _command(pid: int) -> bytes:
         return b""
 
 
-def soak(words: argparse.Namespace, root: Path, executor: str, bad: int) -> dict[str, Any]:
+def soak(args: argparse.Namespace, root: Path, executor: str, bad: int) -> dict[str, Any]:
     model, scene = root / "clip", root / "scene.tif"
     tiles = len(plan_tiles([scene], SIDE, 0.0).table)
-    shards = -(-tiles // words.shard_size)
+    shards = -(-tiles // args.shard_size)
     whole, torn = root / f"whole-{executor}", root / f"torn-{executor}"
     begin = time.perf_counter()
-    samples = watched(start(words, model, scene, whole, executor), whole, shards)
+    samples = watched(start(args, model, scene, whole, executor), whole, shards)
     seconds = time.perf_counter() - begin
     quarters = [[mb for share, mb in samples if low < share <= low + 0.25] for low in (0.25, 0.75)]
     memory = [float(np.median(part)) if part else float("nan") for part in quarters]
-    rng, kills, starts, done = random.Random(words.seed), {"job": 0, "worker": 0}, 0, False
-    for number in range(words.kills + 1):
-        process = start(words, model, scene, torn, executor)
+    rng, kills, starts, done = random.Random(args.seed), {"job": 0, "worker": 0}, 0, False
+    for number in range(args.kills + 1):
+        process = start(args, model, scene, torn, executor)
         starts += 1
-        victim = "worker" if number == words.kills else "job"
-        upto = max(1, (shards - finished(torn)) // (words.kills - number + 2))
+        victim = "worker" if number == args.kills else "job"
+        upto = max(1, (shards - finished(torn)) // (args.kills - number + 2))
         if not kill_at_random(process, torn, rng, upto, victim == "worker"):
             done = process.returncode == 0
             break
         kills[victim] += 1
         done = process.returncode == 0
     if not done:
-        assert start(words, model, scene, torn, executor).wait() == 0
+        assert start(args, model, scene, torn, executor).wait() == 0
         starts += 1
     expected, found = read_tiles(whole), read_tiles(torn)
     assert list(found["tile_id"]) == list(plan_tiles([scene], SIDE, 0.0).table["tile_id"]), (
@@ -207,21 +207,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="(%(default)s)")
     parser.add_argument("--write", action="store_true", help="write the result also of another size than the default")
     parser.add_argument("--job", nargs=4, metavar=("MODEL", "SCENE", "OUT", "EXECUTOR"), help=argparse.SUPPRESS)
-    words = parser.parse_args()
-    if words.job:
-        job(words, *words.job)
+    args = parser.parse_args()
+    if args.job:
+        job(args, *args.job)
         return
     found: dict[str, Any] = {}
     root = Path(tempfile.mkdtemp(prefix="soak-"))
     try:
         random_clip(root / "clip", small=True)
-        bad = write_scene(root / "scene.tif", words.tiles)
-        for executor in words.executors.split(","):
-            found[executor] = soak(words, root, executor, bad)
+        bad = write_scene(root / "scene.tif", args.tiles)
+        for executor in args.executors.split(","):
+            found[executor] = soak(args, root, executor, bad)
             console.print(executor, found[executor], highlight=False)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    if words.write or words.tiles == parser.get_default("tiles"):
+    if args.write or args.tiles == parser.get_default("tiles"):
         console.print(f"written: {write_result('zeroshot_soak', found)}")
 
 

@@ -138,36 +138,36 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the script; nothing is written")
-    words = parser.parse_args()
+    args = parser.parse_args()
     console = Console()
     torch.set_num_threads(physical_cores())
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
-        model = random_clip(root / "clip", small=words.small)
+        model = random_clip(root / "clip", small=args.small)
         towers = load_towers(model)
-        files = sorted(write_jpegs(root / "tiles", max(words.tiles, words.relabel)).iterdir())
-        found: dict[str, Any] = {"tiles": words.tiles, "rounds": []}
+        files = sorted(write_jpegs(root / "tiles", max(args.tiles, args.relabel)).iterdir())
+        found: dict[str, Any] = {"tiles": args.tiles, "rounds": []}
         fresh = _fresh(root)
         inline = Means(shard_size=512)
-        plan = plan_tiles(files[: words.tiles])
+        plan = plan_tiles(files[: args.tiles])
         labelled(towers, plan_tiles(files[:BATCH]), fresh("warm"), CLASSES, fresh("warm"), inline)
-        for _ in range(words.rounds):
-            tower = bare(towers, 1 if words.small else 10)
+        for _ in range(args.rounds):
+            tower = bare(towers, 1 if args.small else 10)
             whole, _ = labelled(towers, plan, fresh("out"), CLASSES, fresh("index"), inline)
             found["rounds"].append({"bare": tower, "label": whole, "ratio": whole / tower})
             console.print(f"bare tower {tower:.1f}/s, label {whole:.1f}/s: {whole / tower:.3f}")
         found["label_over_bare"] = float(np.median([r["ratio"] for r in found["rounds"]]))
         rate = float(np.median([r["label"] for r in found["rounds"]]))
-        if not words.small:
-            found["open_clip_loop"] = open_clip_loop(files[: words.peers])
+        if not args.small:
+            found["open_clip_loop"] = open_clip_loop(files[: args.peers])
             found["label_over_open_clip"] = rate / found["open_clip_loop"]
-        found["transformers_pipeline"] = transformers_pipeline(model, files[: max(1, words.peers // 4)])
+        found["transformers_pipeline"] = transformers_pipeline(model, files[: max(1, args.peers // 4)])
         found["label_over_pipeline"] = rate / found["transformers_pipeline"]
-        many, index = plan_tiles(files[: words.relabel]), fresh("index")
+        many, index = plan_tiles(files[: args.relabel]), fresh("index")
         first, _ = labelled(towers, many, fresh("out"), CLASSES, index, inline)
         again, _ = labelled(towers, many, fresh("out"), OTHERS, index, inline)
-        found["relabel"] = {"tiles": words.relabel, "first_pass": first, "other_classes": again, "ratio": again / first}
-        small = max(8, words.tiles // 32)
+        found["relabel"] = {"tiles": args.relabel, "first_pass": first, "other_classes": again, "ratio": again / first}
+        small = max(8, args.tiles // 32)
         for executor in ("processes", "ray"):
             means = Means(executor, 2, 1, shard_size=small)  # type: ignore[arg-type]
             _, steady = labelled(towers, plan, fresh("out"), CLASSES, fresh("index"), means)
@@ -175,7 +175,7 @@ def main() -> None:
         found["ray_over_processes"] = found["ray_2x1"] / found["processes_2x1"]
     for name, value in found.items():
         console.print(f"{name}: {value}", highlight=False)
-    if not words.small:
+    if not args.small:
         console.print(f"written: {write_result('zeroshot_throughput', found)}")
 
 

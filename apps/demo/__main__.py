@@ -58,21 +58,21 @@ class Server:
 
 def main(argv: Sequence[str]) -> int:
     """Make what is not there, start the servers, wait for Ctrl-C."""
-    words = _parser().parse_args([*argv])
+    args = _parser().parse_args([*argv])
     set_up_logging()
     logging.getLogger("vitdomains.core.pipeline").setLevel(logging.ERROR)  # its advice is for data that matter
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: nohup
             signal.signal(number, _interrupt)
-    names = [words.only] if words.only else list(PORTS)
+    names = [args.only] if args.only else list(PORTS)
     try:
         given: dict[str, list[str]] = {}
         for i, name in enumerate(names, start=1):
             console.print(f"==> \\[{i}/{len(names)}] {TITLES[name]}: data")
-            given[name], note = prepare(name, words.folder, Size())
+            given[name], note = prepare(name, args.folder, Size())
             console.print(f"    {note}", markup=False, highlight=False, soft_wrap=True)
-        ports = {name: getattr(words, f"{name}_port") for name in names}
-        with running(given, ports, words.folder) as servers:
+        ports = {name: getattr(args, f"{name}_port") for name in names}
+        with running(given, ports, args.folder) as servers:
             console.print("==> open in a browser (Ctrl-C stops all)")
             for server in servers:
                 console.print(f"    {TITLES[server.name]:<18}{server.address}", highlight=False)

@@ -38,10 +38,10 @@ def checked_parser(script: str, description: str, usage: str) -> argparse.Argume
     return parser
 
 
-def check_paths(words: argparse.Namespace, names: Sequence[str], usage: str) -> None:
+def check_paths(args: argparse.Namespace, names: Sequence[str], usage: str) -> None:
     """Raise where one of these options names what is not there."""
     for name in names:
-        path = getattr(words, name)
+        path = getattr(args, name)
         if not Path(path).exists():
             raise ConfigError(f"--{name} {path} does not exist.", hint=f"Check the path. An example: {usage}")
 
@@ -67,15 +67,15 @@ def parse_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--blinded", action="store_true", help="nobody sees the model before deciding")
     parser.add_argument("--phi", action="store_true", help="allow readers to switch patients' data on")
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
-    words = parser.parse_args([*argv])
-    check_paths(words, ("bundle", "studies"), USAGE)
+    args = parser.parse_args([*argv])
+    check_paths(args, ("bundle", "studies"), USAGE)
     return Options(
-        bundle=Path(words.bundle),
-        studies=Path(words.studies),
-        store=words.store,
-        cache=Path(words.cache),
-        identity=Identity.of(words),
-        blinded=words.blinded,
-        phi=words.phi,
-        threads=words.threads,
+        bundle=Path(args.bundle),
+        studies=Path(args.studies),
+        store=args.store,
+        cache=Path(args.cache),
+        identity=Identity.of(args),
+        blinded=args.blinded,
+        phi=args.phi,
+        threads=args.threads,
     )

@@ -43,10 +43,10 @@ def parse_options(argv: Sequence[str]) -> Options:
     parser.add_argument("--model", default="", help="the checkpoint that labelled the tiles, if it has moved since")
     Identity.add_arguments(parser)
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: as PyTorch chooses")
-    words = parser.parse_args([*argv])
-    folder = Path(words.labels).absolute()
+    args = parser.parse_args([*argv])
+    folder = Path(args.labels).absolute()
     stamp(folder)
-    return Options(folder, words.store, words.model, Identity.of(words), words.threads)
+    return Options(folder, args.store, args.model, Identity.of(args), args.threads)
 
 
 def stamp(folder: Path) -> str:

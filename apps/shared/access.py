@@ -48,9 +48,9 @@ class Identity:
         )
 
     @classmethod
-    def of(cls, words: argparse.Namespace) -> Identity:
+    def of(cls, args: argparse.Namespace) -> Identity:
         """From the parsed command line."""
-        return cls(words.reviewer, words.user_header, tuple(words.admin))
+        return cls(args.reviewer, args.user_header, tuple(args.admin))
 
 
 @dataclass(frozen=True)

@@ -62,20 +62,20 @@ def parse_tile_options(argv: Sequence[str]) -> TileOptions:
     add("--crs", default="", help="as for map: the CRS in which the scene was read")
     add("--blinded", action="store_true", help="nobody sees the model before deciding")
     add("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
-    words = parser.parse_args([*argv])
-    check_paths(words, ["bundle", "tiles", *(["queue"] if words.queue else [])], USAGE)
-    for file in files_of(words.scene):
+    args = parser.parse_args([*argv])
+    check_paths(args, ["bundle", "tiles", *(["queue"] if args.queue else [])], USAGE)
+    for file in files_of(args.scene):
         if not is_remote(file) and not Path(file).exists():
             raise ConfigError(f"--scene {file} does not exist.", hint=f"Check the path. An example: {USAGE}")
     for name in ("tiles", "queue"):
-        given = getattr(words, name)
+        given = getattr(args, name)
         if given and Path(given).suffix.lower() not in (".parquet", ".csv"):
             raise ConfigError(f"--{name} {given} is no table.", hint="Give the .parquet or .csv that was written.")
-    told = read_as(Path(words.tiles))
-    sensor, bands, baseline, resolution, crs, asset = (getattr(words, name) or told.get(name, "") for name in ASKED)
+    told = read_as(Path(args.tiles))
+    sensor, bands, baseline, resolution, crs, asset = (getattr(args, name) or told.get(name, "") for name in ASKED)
     return TileOptions(
-        bundle=Path(words.bundle), tiles=Path(words.tiles), scene=words.scene, store=words.store,
-        queue=Path(words.queue) if words.queue else None, identity=Identity.of(words), sensor=sensor, bands=bands,
+        bundle=Path(args.bundle), tiles=Path(args.tiles), scene=args.scene, store=args.store,
+        queue=Path(args.queue) if args.queue else None, identity=Identity.of(args), sensor=sensor, bands=bands,
         baseline=baseline, resolution=float(resolution) if resolution else None, crs=crs or None,
-        threads=words.threads, asset=asset, blinded=words.blinded,
+        threads=args.threads, asset=asset, blinded=args.blinded,
     )  # fmt: skip

@@ -55,16 +55,16 @@ def models(argv: list[str]) -> int:
     parser = _parser("models", models.__doc__, "bench.json")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="resnet50 (timm), vit:Ti/16, hf:NAME")
     parser.add_argument("--image_size", type=int, default=0, help="height and width, pixels; 0: each model's own")
-    words = _parse(parser, argv, "MODEL ... [--runtimes torch,onnx] [--precisions fp32,bf16] [--batch 1 32]")
-    return _measure([named_subject(name, words.image_size) for name in words.models], words)
+    args = _parse(parser, argv, "MODEL ... [--runtimes torch,onnx] [--precisions fp32,bf16] [--batch 1 32]")
+    return _measure([named_subject(name, args.image_size) for name in args.models], args)
 
 
 def bundle(argv: list[str]) -> int:
     """Measure the model of a bundle at the bundle's input size."""
     parser = _parser("bundle", bundle.__doc__, "bench.json")
     parser.add_argument("bundle", help="folder that train wrote")
-    words = _parse(parser, argv, "BUNDLE [--runtimes torch,onnx,openvino] [--precisions fp32,bf16,int8]")
-    return _measure([bundle_subject(words.bundle)], words)
+    args = _parse(parser, argv, "BUNDLE [--runtimes torch,onnx,openvino] [--precisions fp32,bf16,int8]")
+    return _measure([bundle_subject(args.bundle)], args)
 
 
 def compare(argv: list[str]) -> int:
@@ -72,16 +72,16 @@ def compare(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitdomains.bench compare", description=compare.__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULT", help="JSON file that models or bundle wrote")
     parser.add_argument("--to", default="", help="row to compare with: its label, or words of it; default: the first")
-    words = _parse(parser, argv, "RESULT.json [--to 'resnet50, torch, fp32']")
-    if len(words.results) > 1:
+    args = _parse(parser, argv, "RESULT.json [--to 'resnet50, torch, fp32']")
+    if len(args.results) > 1:
         raise ConfigError(
-            f"{len(words.results)} results: times of different runs are not comparable, the machine was in another state.",
+            f"{len(args.results)} results: times of different runs are not comparable, the machine was in another state.",
             hint="Measure all models in one run: python -m vitdomains.bench models A B.",
         )
-    path = Path(words.results[0])
+    path = Path(args.results[0])
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        console.print(tables.comparison(rows, words.to))
+        console.print(tables.comparison(rows, args.to))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{path} is no result of a benchmark: {error}.", hint="Give the file that --out named."
@@ -111,18 +111,18 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--out", type=Path, default=Path(out), help="result to write (default: %(default)s)")
 
 
-def options_of(words: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace) -> Options:
     """How to measure, from what ``add_options`` parsed."""
-    return Options(repeats=words.repeats, memory=not words.no_memory, work=words.work, minutes=words.minutes)
+    return Options(repeats=args.repeats, memory=not args.no_memory, work=args.work, minutes=args.minutes)
 
 
-def _measure(subjects: list[Subject], words: argparse.Namespace) -> int:
-    cases = make_cases(subjects, words.runtimes, words.precisions, words.batch, words.threads, words.device)
+def _measure(subjects: list[Subject], args: argparse.Namespace) -> int:
+    cases = make_cases(subjects, args.runtimes, args.precisions, args.batch, args.threads, args.device)
     with shown_progress() as on_progress:
-        result = bench(cases, words.out, options_of(words), on_progress)
+        result = bench(cases, args.out, options_of(args), on_progress)
     for grid in tables.details(result["rows"]):
         console.print(tables.drawn(grid))
-    console.print(f"result: {words.out}" if result["complete"] else "stopped in time; the same command goes on")
+    console.print(f"result: {args.out}" if result["complete"] else "stopped in time; the same command goes on")
     return 0
 
 

@@ -21,11 +21,11 @@ def phantoms(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--films", type=int, default=600, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same films (default: %(default)s)")
     parser.add_argument("--size", type=int, default=448, help="height and width, pixels (default: %(default)s)")
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with shown_progress() as on_progress:
-        made = make_phantoms(words.root, words.films, words.seed, words.size,
+        made = make_phantoms(args.root, args.films, args.seed, args.size,
                              progress=lambda done, total: on_progress("drawing phantoms", done, total, "films"))  # fmt: skip
-    console.print(f"{words.films} films: {made}")
+    console.print(f"{args.films} films: {made}")
     return 0
 
 

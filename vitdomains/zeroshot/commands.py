@@ -61,18 +61,16 @@ def label(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--top_k", type=int, default=3, help="classes listed in labels.csv (%(default)s)")
     parser.add_argument("--no_sheets", action="store_true", help="draw no contact sheets")
     _add_compute(parser)
-    words = _parse(parser, argv)
-    prompts = _prompts(words)
-    towers = _towers(words)
-    options = Options(
-        words.scores, words.threshold, words.prior, words.min_valid, words.top_k, sheets=not words.no_sheets
-    )
-    sample = labelled_sample(words.calibrate, prompts) if words.calibrate else None
-    plan = plan_tiles(words.inputs, words.tile, words.overlap)
+    args = _parse(parser, argv)
+    prompts = _prompts(args)
+    towers = _towers(args)
+    options = Options(args.scores, args.threshold, args.prior, args.min_valid, args.top_k, sheets=not args.no_sheets)
+    sample = labelled_sample(args.calibrate, prompts) if args.calibrate else None
+    plan = plan_tiles(args.inputs, args.tile, args.overlap)
     with shown_progress() as on_progress:
         done = label_tiles(
-            towers, prompts, plan, words.out, index_folder=words.index, options=options, sample=sample,
-            compute=_compute(words), on_progress=on_progress,
+            towers, prompts, plan, args.out, index_folder=args.index, options=options, sample=sample,
+            compute=_compute(args), on_progress=on_progress,
         )  # fmt: skip
     _show(done, prompts)
     return 0
@@ -85,13 +83,13 @@ def embed(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--index", default="index", help="folder of embeddings (default: %(default)s)")
     _add_tiling(parser)
     _add_compute(parser)
-    words = _parse(parser, argv)
-    plan = plan_tiles(words.inputs, words.tile, words.overlap)
-    towers = _towers(words)
+    args = _parse(parser, argv)
+    plan = plan_tiles(args.inputs, args.tile, args.overlap)
+    towers = _towers(args)
     with shown_progress() as on_progress:
-        index, keys, errors = embed_tiles(towers, plan, Path(words.index), _compute(words), on_progress)
+        index, keys, errors = embed_tiles(towers, plan, Path(args.index), _compute(args), on_progress)
     wrong = sum(key in errors for key in keys)
-    console.print(f"{len(keys)} tiles, {wrong} with an error; {len(index)} embeddings in {words.index}")
+    console.print(f"{len(keys)} tiles, {wrong} with an error; {len(index)} embeddings in {args.index}")
     return 0
 
 
@@ -106,27 +104,27 @@ def search(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--top", type=int, default=20, help="tiles to show (default: %(default)s)")
     parser.add_argument("--out", default="", help="CSV to write, with the exact prompts")
-    words = _parse(parser, argv)
-    index = open_index(words.index)
-    towers = load_towers(words.model or index.about.source)
+    args = _parse(parser, argv)
+    index = open_index(args.index)
+    towers = load_towers(args.model or index.about.source)
     if towers.id != index.about.model_id:
         raise ConfigError(
-            f"{words.model or index.about.source} is model {towers.id}, the index is of model {index.about.model_id}.",
+            f"{args.model or index.about.source} is model {towers.id}, the index is of model {index.about.model_id}.",
             hint="Give --model the checkpoint that the index was made with.",
         )
     asked: tuple[str, ...]
-    if Path(words.query).is_file():
-        query, asked = image_query(towers, words.query, index.about.preprocess), (words.query,)
+    if Path(args.query).is_file():
+        query, asked = image_query(towers, args.query, index.about.preprocess), (args.query,)
     else:
-        query, asked = text_query(towers, words.query, _listed(words.templates))
-    found = nearest_tiles(index, query, words.top)
+        query, asked = text_query(towers, args.query, _listed(args.templates))
+    found = nearest_tiles(index, query, args.top)
     rows: Any = found.itertuples()
     for row in rows:
         place = f" [{row.col},{row.row} {row.width}x{row.height}]" if row.width >= 0 else ""
         console.print(f"{row.similarity:.4f}  {row.path}{place}", markup=False, highlight=False, soft_wrap=True)
-    if words.out:
-        found.assign(asked=" | ".join(asked)).to_csv(words.out, index=False)
-        console.print(f"table: {words.out}")
+    if args.out:
+        found.assign(asked=" | ".join(asked)).to_csv(args.out, index=False)
+        console.print(f"table: {args.out}")
     return 0
 
 
@@ -145,14 +143,14 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--bundle", default="", help="a bundle of the same classes that the result is written into")
     _add_scores(parser)
     _add_compute(parser)
-    words = _parse(parser, argv)
-    prompts = _prompts(words)
-    towers, out = _towers(words), Path(words.out)
-    sample = labelled_sample(words.data, prompts)
+    args = _parse(parser, argv)
+    prompts = _prompts(args)
+    towers, out = _towers(args), Path(args.out)
+    sample = labelled_sample(args.data, prompts)
     with shown_progress() as on_progress:
         reports, tables = assess(
-            towers, prompts, sample, words.index or out / "index", options=Options(words.scores, words.threshold),
-            compute=_compute(words), bootstrap=words.bootstrap, on_progress=on_progress,
+            towers, prompts, sample, args.index or out / "index", options=Options(args.scores, args.threshold),
+            compute=_compute(args), bootstrap=args.bootstrap, on_progress=on_progress,
         )  # fmt: skip
     for name in VARIANTS:
         write_report(reports[name], tables[name], out / name.replace(" ", "_"), title=f"Zero-shot labels, {name}")
@@ -163,8 +161,8 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
         console.print(
             f"{name:<14}{shown}; {sum(len(c['prompts']) for c in reports[name]['prompts']['classes'])} prompts"
         )
-    if words.bundle:
-        update_bundle(read_bundle(words.bundle), metrics=summary(reports["ensemble"]))
+    if args.bundle:
+        update_bundle(read_bundle(args.bundle), metrics=summary(reports["ensemble"]))
     console.print(f"reports: {out}")
     return 0
 
@@ -181,10 +179,8 @@ def convert_command(domain: Domain, argv: list[str]) -> int:
     parser.add_argument(
         "--tokenizer", default="", help="CLIP's: folder, hub id or merges file (default: open_clip's, or the hub)"
     )
-    words = parser.parse_args(argv)
-    folder = convert(
-        words.checkpoint, words.architecture, words.out, activation=words.activation, tokenizer=words.tokenizer
-    )
+    args = parser.parse_args(argv)
+    folder = convert(args.checkpoint, args.architecture, args.out, activation=args.activation, tokenizer=args.tokenizer)
     console.print(f"model: {folder}")
     return 0
 
@@ -264,27 +260,27 @@ def _listed(words: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in words.split(",") if word.strip())
 
 
-def _prompts(words: argparse.Namespace) -> PromptSet:
-    if not words.classes:
+def _prompts(args: argparse.Namespace) -> PromptSet:
+    if not args.classes:
         raise ConfigError("No classes are given.", hint="Add --classes FILE.yaml, or --classes 'forest, river, town'.")
-    return read_classes(words.classes, _listed(words.templates))
+    return read_classes(args.classes, _listed(args.templates))
 
 
-def _towers(words: argparse.Namespace) -> Towers:
-    towers = load_towers(words.model)
-    bands = _listed(words.bands)
+def _towers(args: argparse.Namespace) -> Towers:
+    towers = load_towers(args.model)
+    bands = _listed(args.bands)
     if not bands:
         return towers
     try:
-        low, high = (float(part) for part in words.stretch.split(","))
+        low, high = (float(part) for part in args.stretch.split(","))
     except ValueError as error:
-        raise ConfigError(f"--stretch {words.stretch} is not LOW,HIGH.", hint="Such as --stretch 0,3000.") from error
+        raise ConfigError(f"--stretch {args.stretch} is not LOW,HIGH.", hint="Such as --stretch 0,3000.") from error
     return replace(towers, preprocess=with_bands(towers.preprocess, bands, (low, high)))
 
 
-def _compute(words: argparse.Namespace) -> Compute:
-    means = Means(words.executor, words.workers, words.threads, words.ray_address, words.num_gpus, words.shard_size)
-    return Compute(means, words.precision, words.batch_size, words.readers, words.device)
+def _compute(args: argparse.Namespace) -> Compute:
+    means = Means(args.executor, args.workers, args.threads, args.ray_address, args.num_gpus, args.shard_size)
+    return Compute(means, args.precision, args.batch_size, args.readers, args.device)
 
 
 def _show(done: Labelled, prompts: PromptSet) -> None:

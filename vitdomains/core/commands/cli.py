@@ -102,20 +102,20 @@ def evaluate(domain: Domain, argv: list[str]) -> int:
             description=(evaluate.__doc__ or ""),
             sections=("data", "run"),
         )
-    words = _parse(parser, own, usage)
-    bundle = _own_bundle(domain, words.bundle)
+    args = _parse(parser, own, usage)
+    bundle = _own_bundle(domain, args.bundle)
     default = config_from_dict(bundle.provenance["config"], check=False)
     config = parse_config(
         options,
-        replace(default, run=replace(default.run, dir=str(Path(words.bundle).parent))),
+        replace(default, run=replace(default.run, dir=str(Path(args.bundle).parent))),
         prog,
         sections=("data", "run"),
     )
     with shown_progress() as on_progress:
-        report, predictions, pictures = pipeline.assess(domain, bundle, config.data, words.split, config, on_progress)
-    title = f"{domain.title}: {words.split} split"
-    if words.out:
-        where = Path(words.out)
+        report, predictions, pictures = pipeline.assess(domain, bundle, config.data, args.split, config, on_progress)
+    title = f"{domain.title}: {args.split} split"
+    if args.out:
+        where = Path(args.out)
         write_report(report, predictions, where, title=title, notice=domain.notice, pictures=pictures)
     else:
         where = bundle.path / "report"
@@ -146,17 +146,17 @@ def predict(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--runtime", default="auto", choices=("auto", *RUNTIMES),
                         help="auto: the fastest of those that the bundle was exported for (default: %(default)s)")  # fmt: skip
-    words = _parse(parser, argv, "BUNDLE FILE_OR_FOLDER ... [--out predictions.csv]")
-    bundle = _own_bundle(domain, words.bundle)
-    records = folder_manifest(words.inputs, domain.extensions, domain.name).table
+    args = _parse(parser, argv, "BUNDLE FILE_OR_FOLDER ... [--out predictions.csv]")
+    bundle = _own_bundle(domain, args.bundle)
+    records = folder_manifest(args.inputs, domain.extensions, domain.name).table
     reader = domain_reader(domain, bundle.preprocess)
-    predictor = Predictor(bundle, reader, precision=words.precision, threads=words.threads, batch_size=words.batch_size,
-                          runtime=words.runtime, read_checked=domain.read_checked)  # fmt: skip
+    predictor = Predictor(bundle, reader, precision=args.precision, threads=args.threads, batch_size=args.batch_size,
+                          runtime=args.runtime, read_checked=domain.read_checked)  # fmt: skip
     logger.info("%s in %s", predictor.way.runtime, predictor.way.precision)
     with shown_progress() as on_progress:
-        errors = write_predictions(predictor, list(zip(records["id"], records["path"], strict=True)), Path(words.out),
+        errors = write_predictions(predictor, list(zip(records["id"], records["path"], strict=True)), Path(args.out),
                                    lambda done, total: on_progress("predict", done, total, "files"))  # fmt: skip
-    console.print(f"{len(records)} files, {len(errors)} with an error: {words.out}")
+    console.print(f"{len(records)} files, {len(errors)} with an error: {args.out}")
     for error in errors[:5]:
         console.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
     return 0
@@ -172,18 +172,18 @@ def explain(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--method", default="relevance", choices=sorted(METHODS), help="(default: %(default)s)")
     parser.add_argument("--out", default="overlay.png", help="file to write: .png; .pdf or .svg, a figure for print; .tif, the "
                         "maps on the grid of a georeferenced image (default: %(default)s)")  # fmt: skip
-    words = _parse(parser, argv, "BUNDLE FILE [--finding NAME] [--method rollout] [--out overlay.png]")
-    if Path(words.out).suffix not in WRITTEN:
-        raise ConfigError(f"--out {words.out} ends in none of {', '.join(WRITTEN)}.", hint="Choose another name.")
-    bundle = _own_bundle(domain, words.bundle)
+    args = _parse(parser, argv, "BUNDLE FILE [--finding NAME] [--method rollout] [--out overlay.png]")
+    if Path(args.out).suffix not in WRITTEN:
+        raise ConfigError(f"--out {args.out} ends in none of {', '.join(WRITTEN)}.", hint="Choose another name.")
+    bundle = _own_bundle(domain, args.bundle)
     predictor = Predictor(bundle, domain_reader(domain, bundle.preprocess))
-    findings = bundle.classes if words.finding == ["all"] else words.finding
-    explained = explain_file(predictor, words.input, words.method, findings)
-    write_explained(explained, bundle.classes, words.method, words.input, words.out)
+    findings = bundle.classes if args.finding == ["all"] else args.finding
+    explained = explain_file(predictor, args.input, args.method, findings)
+    write_explained(explained, bundle.classes, args.method, args.input, args.out)
     for heatmap, finding in zip(explained.maps, explained.findings, strict=True):
         score = explained.scores[bundle.classes.index(finding)]
         console.print(f"{finding}: probability {score:.3f}; {faithfulness_text(heatmap)}")
-    console.print(f"written: {words.out}")
+    console.print(f"written: {args.out}")
     if domain.notice:
         console.print(domain.notice)
     return 0

@@ -215,19 +215,19 @@ def probe_command(domain: Domain, argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=prog, add_help=False, description=probe_command.__doc__)
     parser.add_argument("--k", type=int, default=20, help="neighbours that vote")
     parser.add_argument("--out", default="", help="JSON file to write; default: probe.json in run.dir")
-    words = parser.parse_args(own)
-    if words.k < 1:
-        raise ConfigError(f"--k {words.k} asks for no neighbour.", hint="Give 1 or more, e.g. --k 20.")
+    args = parser.parse_args(own)
+    if args.k < 1:
+        raise ConfigError(f"--k {args.k} asks for no neighbour.", hint="Give 1 or more, e.g. --k 20.")
     default = Config() if any(option.startswith("--config=") for option in options) else domain.default_config()
     config = parse_config(
         options, default, f"{prog} [--k 20] [--out FILE.json]", description=probe_command.__doc__ or ""
     )
     with shown_progress() as on_progress:
-        result, made = probe(domain, config, words.k, on_progress)
-    out = Path(words.out or Path(config.run.dir) / "probe.json")
+        result, made = probe(domain, config, args.k, on_progress)
+    out = Path(args.out or Path(config.run.dir) / "probe.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, json.dumps({**made, "test": result.values}, indent=2) + "\n")
-    names = {"linear": f"linear probe, C = {result.strength:g}", "knn": f"{words.k}-NN"}
+    names = {"linear": f"linear probe, C = {result.strength:g}", "knn": f"{args.k}-NN"}
     kind = task_kind(domain, config.data)
     table = Table(title=f"{config.model.name} at {made['image_size']} px, frozen: {result.features} features")
     table.add_column("probe")

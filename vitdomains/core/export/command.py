@@ -150,12 +150,12 @@ def parse(domain: Domain, argv: Sequence[str]) -> tuple[str, Options, list[str]]
     parser.error = fail  # type: ignore[assignment, method-assign]
     if {"-h", "--help"} & {*own, *rest}:
         parser.parse_args(["--help"])
-    words = parser.parse_args(own)
+    args = parser.parse_args(own)
     options = Options(
-        _names(words.formats), words.with_preprocessing, _names(words.keep), words.calibration, words.calibration_images,
-        words.allowed_loss, words.opset, words.threads, words.batch_size,
+        _names(args.formats), args.with_preprocessing, _names(args.keep), args.calibration, args.calibration_images,
+        args.allowed_loss, args.opset, args.threads, args.batch_size,
     )  # fmt: skip
-    return words.bundle, options, rest
+    return args.bundle, options, rest
 
 
 def data_config(domain: Domain, bundle: Bundle, words: Sequence[str]) -> Config:

@@ -48,15 +48,15 @@ def reviews(domain: Domain, argv: list[str]) -> int:
     grant.add_argument("reviewer", help="as the login or the proxy names them")
     grant.add_argument("role", choices=("reader", "adjudicator", "admin"))
     grant.add_argument("--revoke", action="store_true", help="take the role back")
-    words = parser.parse_args(argv)
-    with ReviewStore(words.store, make=words.run is _grant) as store:
-        words.run(store, words)
+    args = parser.parse_args(argv)
+    with ReviewStore(args.store, make=args.run is _grant) as store:
+        args.run(store, args)
     return 0
 
 
-def _verify(store: ReviewStore, words: argparse.Namespace) -> None:
+def _verify(store: ReviewStore, args: argparse.Namespace) -> None:
     """Walk the chain of every table and find any row that was changed, removed, inserted or moved."""
-    known = {name: Head.parse(head) for name, _, head in (entry.partition("=") for entry in words.head)}
+    known = {name: Head.parse(head) for name, _, head in (entry.partition("=") for entry in args.head)}
     with shown_progress() as on_progress:
         heads = store.verify(known, lambda chain, done, total: on_progress(f"verify {chain}", done, total, "rows"))
     console.print(
@@ -66,14 +66,14 @@ def _verify(store: ReviewStore, words: argparse.Namespace) -> None:
         console.print(f"  {name}={head}", soft_wrap=True, highlight=False)
 
 
-def _export(store: ReviewStore, words: argparse.Namespace) -> None:
+def _export(store: ReviewStore, args: argparse.Namespace) -> None:
     """Write one row a decision as CSV or Parquet."""
-    console.print(f"{export(store, words.out)} decisions: {words.out}")
+    console.print(f"{export(store, args.out)} decisions: {args.out}")
 
 
-def _agreement(store: ReviewStore, words: argparse.Namespace) -> None:
+def _agreement(store: ReviewStore, args: argparse.Namespace) -> None:
     """Show how far readers agree beyond chance, and with the model."""
-    read = readings(store.table(), blinded_only=words.blinded)
+    read = readings(store.table(), blinded_only=args.blinded)
     table = Table(title="Agreement of readers", title_justify="left")
     for column in ("subject", "items", "readers", "same", "Fleiss' kappa (95 %)", "Cohen's kappa", "with the model"):
         table.add_column(column, justify="left" if column == "subject" else "right")
@@ -87,24 +87,24 @@ def _agreement(store: ReviewStore, words: argparse.Namespace) -> None:
     console.print(f"{len(disagreements(read))} items wait for an adjudicator.")
 
 
-def _labels(store: ReviewStore, words: argparse.Namespace) -> None:
+def _labels(store: ReviewStore, args: argparse.Namespace) -> None:
     """Write the labels that reviewers settled as a manifest for training."""
-    base = read_manifest(words.manifest)
+    base = read_manifest(args.manifest)
     items = {}
     with shown_progress() as on_progress:
         for i, (identity, path) in enumerate(zip(base.table["id"], base.table["path"], strict=True)):
             if Path(path).is_file():
                 items[str(identity)] = file_sha256(Path(path))
             on_progress("hashing files", i + 1, len(base), "files")
-    made = training_manifest(store, base, items, rule=words.rule, unreviewed=words.unreviewed)
-    console.print(f"{len(made)} records with labels, {int(made.table['reviewed'].sum())} reviewed: {words.out}")
-    write_manifest(made, words.out)
+    made = training_manifest(store, base, items, rule=args.rule, unreviewed=args.unreviewed)
+    console.print(f"{len(made)} records with labels, {int(made.table['reviewed'].sum())} reviewed: {args.out}")
+    write_manifest(made, args.out)
 
 
-def _grant(store: ReviewStore, words: argparse.Namespace) -> None:
+def _grant(store: ReviewStore, args: argparse.Namespace) -> None:
     """Give a reviewer a role, or take it back."""
-    store.grant(words.reviewer, words.role, by=getpass.getuser(), active=not words.revoke)
-    console.print(f"{words.reviewer}: {', '.join(sorted(store.roles().get(words.reviewer, ()))) or 'no role'}")
+    store.grant(args.reviewer, args.role, by=getpass.getuser(), active=not args.revoke)
+    console.print(f"{args.reviewer}: {', '.join(sorted(store.roles().get(args.reviewer, ()))) or 'no role'}")
 
 
 def _number(value: float) -> str:

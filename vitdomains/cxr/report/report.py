@@ -166,19 +166,19 @@ def report(domain: Domain, argv: list[str]) -> int:
         "--method", default="", choices=("", *sorted(METHODS)), help="of the heat maps (default: by model)"
     )
     parser.add_argument("--with_patient", action="store_true", help="copy name, identifiers and dates of the patient")
-    words = parser.parse_args(argv)
-    predictor = Predictor(words.bundle, domain.read_image)
+    args = parser.parse_args(argv)
+    predictor = Predictor(args.bundle, domain.read_image)
     decisions: list[Decision] = []
-    if not Path(words.film).is_file():
-        raise ImageError(words.film, "is not there", tag="file", value="absent", hint="Check the path.")
-    if words.store:
-        with ReviewStore(words.store) as store:
-            decisions = store.decisions(item=file_sha256(Path(words.film)))
+    if not Path(args.film).is_file():
+        raise ImageError(args.film, "is not there", tag="file", value="absent", hint="Check the path.")
+    if args.store:
+        with ReviewStore(args.store) as store:
+            decisions = store.decisions(item=file_sha256(Path(args.film)))
     made = make_report(
-        predictor, words.film, notice=domain.notice, decisions=decisions, findings=words.finding, method=words.method,
-        with_patient=words.with_patient,
+        predictor, args.film, notice=domain.notice, decisions=decisions, findings=args.finding, method=args.method,
+        with_patient=args.with_patient,
     )  # fmt: skip
-    for out in words.out or ["report.html"]:
+    for out in args.out or ["report.html"]:
         console.print(f"report: {write_report(made, out)}")
     for line in sorted(made.findings, key=lambda f: -f.probability):
         mark = "called" if line.called else ""

@@ -120,18 +120,18 @@ def statistics_command(domain: Domain, argv: list[str]) -> int:
         "--baseline", default="", help="Sentinel-2's processing baseline, where the files do not say it"
     )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
-    words = parser.parse_args(argv)
-    paths = [file for path in words.paths for file in _files(path, domain.extensions)]
+    args = parser.parse_args(argv)
+    paths = [file for path in args.paths for file in _files(path, domain.extensions)]
     with shown_progress() as on_progress:
         found = band_statistics(
             paths,
-            sensor_named(words.sensor) if words.sensor else None,
-            [name.strip() for name in words.bands.split(",") if name.strip()],
-            baseline=words.baseline,
+            sensor_named(args.sensor) if args.sensor else None,
+            [name.strip() for name in args.bands.split(",") if name.strip()],
+            baseline=args.baseline,
             on_progress=on_progress,
         )
-    if words.out:
-        write_text(words.out, json.dumps(asdict(found), indent=1) + "\n")
+    if args.out:
+        write_text(args.out, json.dumps(asdict(found), indent=1) + "\n")
     console.print(f"{found.files} files, {found.pixels} valid pixels, {found.invalid} left out; {found.unit}")
     console.print(f"--data.bands '{json.dumps(list(found.bands))}'")
     console.print(f"--data.mean '{json.dumps([round(value, 6) for value in found.mean])}'")

@@ -44,46 +44,44 @@ GEOTIFF, PARQUET = "image/tiff; application=geotiff; profile=cloud-optimized", "
 
 def map_command(domain: Domain, argv: list[str]) -> int:
     """Map scenes of any size: a label raster, a table of tiles, a style and STAC items."""
-    words = _parser(f"python -m vitdomains.{domain.name} map").parse_args(argv)
+    args = _parser(f"python -m vitdomains.{domain.name} map").parse_args(argv)
     # Decoded blocks would fill a twentieth of the machine's memory; a strip is read once, so a few are enough.
     os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
-    bundle = read_bundle(Path(words.bundle).resolve())
+    bundle = read_bundle(Path(args.bundle).resolve())
     if bundle.domain not in DOMAINS:
-        raise BundleError(f"{words.bundle} is a bundle of {bundle.domain}.", hint=f"Use one of {', '.join(DOMAINS)}.")
-    _check_outputs(words, bundle)
-    spec = scene_spec(bundle.preprocess, words.sensor, words.bands)
-    tiling = Tiling(
-        words.tile or tile_side(bundle), words.overlap, words.cell, words.resolution or None, words.crs or None
-    )
+        raise BundleError(f"{args.bundle} is a bundle of {bundle.domain}.", hint=f"Use one of {', '.join(DOMAINS)}.")
+    _check_outputs(args, bundle)
+    spec = scene_spec(bundle.preprocess, args.sensor, args.bands)
+    tiling = Tiling(args.tile or tile_side(bundle), args.overlap, args.cell, args.resolution or None, args.crs or None)
     scenes: list[Scene] = []
-    for word in words.scenes:
-        found = find_input(word, asset=words.asset, bands=catalogue_names(spec.sensor, spec.bands))
+    for word in args.scenes:
+        found = find_input(word, asset=args.asset, bands=catalogue_names(spec.sensor, spec.bands))
         taken = {scene.name for scene in scenes}
-        scenes.append(open_scene(found.path, tiling, taken, item=found.item, when=_when(words, found)))
+        scenes.append(open_scene(found.path, tiling, taken, item=found.item, when=_when(args, found)))
     _check_types(scenes, spec)
     reader = domain_reader(domain, bundle.preprocess)
     work = LabelTiles(
-        partial(Predictor, str(bundle.path), reader, precision=words.precision, runtime=words.runtime),
-        partial(read_scene, spec=spec, resolution=tiling.resolution, crs=tiling.crs, baseline=words.baseline),
-        scenes[0].place.grid.cell, batch_size=words.batch_size, symmetries=words.tta, readers=words.readers,
-        min_valid=words.min_valid, min_probability=words.min_probability,
+        partial(Predictor, str(bundle.path), reader, precision=args.precision, runtime=args.runtime),
+        partial(read_scene, spec=spec, resolution=tiling.resolution, crs=tiling.crs, baseline=args.baseline),
+        scenes[0].place.grid.cell, batch_size=args.batch_size, symmetries=args.tta, readers=args.readers,
+        min_valid=args.min_valid, min_probability=args.min_probability,
     )  # fmt: skip
-    context = {name: getattr(words, name) for name in MATTERS} | {
+    context = {name: getattr(args, name) for name in MATTERS} | {
         "bundle": bundle.id, "sensor": spec.sensor, "bands": spec.bands, "files": [_signature(s.path) for s in scenes],
     }  # fmt: skip
-    means = Means(words.executor, words.workers, words.threads, words.ray_address, words.num_gpus, words.shard_size)
-    labels = Labels(bundle.classes, bundle.task_kind, bundle.thresholds, words.min_probability)
-    out, soft, tiles = Path(words.out), _path(words.probabilities), _path(words.tiles)
+    means = Means(args.executor, args.workers, args.threads, args.ray_address, args.num_gpus, args.shard_size)
+    labels = Labels(bundle.classes, bundle.task_kind, bundle.thresholds, args.min_probability)
+    out, soft, tiles = Path(args.out), _path(args.probabilities), _path(args.tiles)
     folder = out.with_name(f".{out.name}.job")
     with shown_progress() as on_progress:
         shards = label_scenes(scenes, work, folder, context, means, on_progress)
         drawn = draw(
             scenes, shards, folder, labels, out, probabilities=soft, tiles=tiles,
-            vectors=[Path(word) for word in (words.geojson, words.gpkg) if word],
-            about={READ_AS: json.dumps(_told(words, spec))}, on_progress=on_progress,
+            vectors=[Path(word) for word in (args.geojson, args.gpkg) if word],
+            about={READ_AS: json.dumps(_told(args, spec))}, on_progress=on_progress,
         )  # fmt: skip
     _describe(scenes, bundle, labels, out, soft, tiles)
-    if not words.keep_shards:
+    if not args.keep_shards:
         shutil.rmtree(folder)
     _summarise(drawn, scenes, out, tiles)
     return 0
@@ -148,25 +146,25 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _check_outputs(words: argparse.Namespace, bundle: Bundle) -> None:
+def _check_outputs(args: argparse.Namespace, bundle: Bundle) -> None:
     """Refuse what would fail after hours of work."""
     endings = {"out": ".tif", "tiles": ".parquet", "probabilities": ".tif", "geojson": ".geojson", "gpkg": ".gpkg"}
     for name, ending in endings.items():
-        given = getattr(words, name)
+        given = getattr(args, name)
         if given and Path(given).suffix.lower() != ending:
             raise ConfigError(
                 f"--{name} {given} does not end in {ending}.", hint=f"Call it {Path(given).stem}{ending}."
             )
     for name in ("min_valid", "min_probability"):
-        if not 0 <= getattr(words, name) <= 1:
-            raise ConfigError(f"--{name} {getattr(words, name)} is no share.", hint="It lies in 0..1.")
-    if words.min_probability and bundle.task_kind == "multilabel":
+        if not 0 <= getattr(args, name) <= 1:
+            raise ConfigError(f"--{name} {getattr(args, name)} is no share.", hint="It lies in 0..1.")
+    if args.min_probability and bundle.task_kind == "multilabel":
         raise ConfigError(
             "--min_probability does not fit a multi-label bundle.", hint="It has a threshold for each class."
         )
     for name in ("batch_size", "readers"):
-        if getattr(words, name) < 1:
-            raise ConfigError(f"--{name} {getattr(words, name)} cannot be.", hint="It is 1 or more.")
+        if getattr(args, name) < 1:
+            raise ConfigError(f"--{name} {getattr(args, name)} cannot be.", hint="It is 1 or more.")
 
 
 def scene_spec(spec: PreprocessSpec, sensor: str = "", bands: str = "") -> PreprocessSpec:
@@ -204,23 +202,23 @@ def _check_types(scenes: list[Scene], spec: PreprocessSpec) -> None:
             )
 
 
-def _when(words: argparse.Namespace, found: Input) -> datetime | None:
-    if not words.datetime:
+def _when(args: argparse.Namespace, found: Input) -> datetime | None:
+    if not args.datetime:
         return found.when
     try:
-        when = datetime.fromisoformat(words.datetime)
+        when = datetime.fromisoformat(args.datetime)
     except ValueError as error:
         raise ConfigError(
-            f"--datetime {words.datetime} is no ISO 8601 time.", hint="Such as 2024-06-01T10:30:00Z."
+            f"--datetime {args.datetime} is no ISO 8601 time.", hint="Such as 2024-06-01T10:30:00Z."
         ) from error
     return when if when.tzinfo else when.replace(tzinfo=UTC)
 
 
-def _told(words: argparse.Namespace, spec: PreprocessSpec) -> dict[str, str]:
+def _told(args: argparse.Namespace, spec: PreprocessSpec) -> dict[str, str]:
     """How the scenes were read: the review app reads them in the same way."""
-    resolution = str(words.resolution) if words.resolution else ""
-    return {"asset": words.asset, "sensor": spec.sensor, "bands": ",".join(spec.bands), "baseline": words.baseline,
-            "resolution": resolution, "crs": words.crs}  # fmt: skip
+    resolution = str(args.resolution) if args.resolution else ""
+    return {"asset": args.asset, "sensor": spec.sensor, "bands": ",".join(spec.bands), "baseline": args.baseline,
+            "resolution": resolution, "crs": args.crs}  # fmt: skip
 
 
 def _signature(path: str) -> list[Any]:

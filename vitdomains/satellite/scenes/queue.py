@@ -44,26 +44,26 @@ def command(domain: Domain, argv: list[str]) -> int:
         "--labelled", default="", help="manifest of tiles that are labelled already; they are not asked for again"
     )
     parser.add_argument("--out", default="queue.parquet", help=".parquet or .csv (default: %(default)s)")
-    words = parser.parse_args(argv)
-    if Path(words.out).suffix not in _TABLES or words.n < 1:
+    args = parser.parse_args(argv)
+    if Path(args.out).suffix not in _TABLES or args.n < 1:
         raise ConfigError(
-            f"--out {words.out} --n {words.n} cannot be written.", hint="Give a .parquet or .csv, and 1 or more."
+            f"--out {args.out} --n {args.n} cannot be written.", hint="Give a .parquet or .csv, and 1 or more."
         )
-    bundle = read_bundle(words.bundle) if words.bundle else None
+    bundle = read_bundle(args.bundle) if args.bundle else None
     if bundle and bundle.domain != domain.name:
-        raise BundleError(f"{words.bundle} is a bundle of {bundle.domain}.", hint=f"Give one of {domain.name}.")
+        raise BundleError(f"{args.bundle} is a bundle of {bundle.domain}.", hint=f"Give one of {domain.name}.")
     with shown_progress() as on_progress:
-        tiles = _tiles(domain, words.inputs, bundle, on_progress)
-        labelled = read_manifest(words.labelled).table if words.labelled else None
+        tiles = _tiles(domain, args.inputs, bundle, on_progress)
+        labelled = read_manifest(args.labelled).table if args.labelled else None
         if labelled is not None:
             tiles = tiles[~tiles["tile_id"].isin(labelled["id"])]
         known = None
-        if labelled is not None and bundle and words.by in ("both", "diversity"):
+        if labelled is not None and bundle and args.by in ("both", "diversity"):
             known = embeddings(bundle, labelled[["path"]], on_progress)
-        chosen = queue(tiles, words.n, words.by, known=known,
+        chosen = queue(tiles, args.n, args.by, known=known,
                        embed=(lambda rows: embeddings(bundle, rows, on_progress)) if bundle else None)  # fmt: skip
-    write_queue(chosen, Path(words.out))
-    console.print(f"{len(chosen)} of {len(tiles)} tiles by {words.by}: {words.out}")
+    write_queue(chosen, Path(args.out))
+    console.print(f"{len(chosen)} of {len(tiles)} tiles by {args.by}: {args.out}")
     return 0
 
 

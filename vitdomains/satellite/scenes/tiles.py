@@ -266,21 +266,21 @@ def command(domain: Domain, argv: list[str]) -> int:
     parser.add_argument(
         "--bands", default="", help="names of the scene's bands to write into the tiles, e.g. blue,green,red"
     )
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     rules = TileRules(
-        words.size, words.stride, words.min_purity, words.min_valid, words.field,
-        tuple(name.strip() for name in words.bands.split(",") if name.strip()),
+        args.size, args.stride, args.min_purity, args.min_valid, args.field,
+        tuple(name.strip() for name in args.bands.split(",") if name.strip()),
     )  # fmt: skip
-    names = _names(words.classes) if words.classes else None
+    names = _names(args.classes) if args.classes else None
     with shown_progress() as on_progress:
-        m = cut_tiles(words.scenes, words.labels, words.out, rules, names=names,
+        m = cut_tiles(args.scenes, args.labels, args.out, rules, names=names,
                       on_progress=lambda done, total: on_progress("cutting tiles", done, total, "rows"))  # fmt: skip
     table = Table("class", "tiles", "purity", box=None)
     for k, name in enumerate(m.classes):
         rows = labels(m)[:, k] == 1
         table.add_row(name, str(int(rows.sum())), f"{m.table['purity'][rows].mean():.2f}")
     console.print(table)
-    console.print(f"{len(m)} tiles: {Path(words.out) / MANIFEST}")
+    console.print(f"{len(m)} tiles: {Path(args.out) / MANIFEST}")
     return 0
 
 

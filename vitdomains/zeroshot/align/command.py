@@ -53,42 +53,42 @@ def align_command(domain: Domain, argv: list[str]) -> int:
         else:
             default: Any = field.default
             parser.add_argument(f"--{field.name}", type=type(default), default=default, choices=choices.get(field.name))
-    words = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with shown_progress() as on_progress:
-        report = _run(words, on_progress)
+        report = _run(args, on_progress)
     for name, scores in report["top1"].items():
         shown = ", ".join(f"{key} {value:.3f}" for key, value in scores["scores"].items())
         console.print(f"{name}: top-1 {shown} ({scores['images']} images, {scores['classes']} classes)")
-    console.print(f"model: {words.out}")
+    console.print(f"model: {args.out}")
     return 0
 
 
-def _run(words: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
-    out = Path(words.out)
-    memory = Path(words.features) if words.features else out / "work"
-    how = Alignment(**{field.name: getattr(words, field.name) for field in fields(Alignment)})
-    templates = tuple(part.strip() for part in words.templates.split(",") if part.strip())
-    pairs = read_pairs(words.data, templates)
-    seen, held = hold_out(pairs, words.hold_out, how.seed) if words.hold_out else (pairs, None)
+def _run(args: argparse.Namespace, on_progress: OnProgress) -> dict[str, Any]:
+    out = Path(args.out)
+    memory = Path(args.features) if args.features else out / "work"
+    how = Alignment(**{field.name: getattr(args, field.name) for field in fields(Alignment)})
+    templates = tuple(part.strip() for part in args.templates.split(",") if part.strip())
+    pairs = read_pairs(args.data, templates)
+    seen, held = hold_out(pairs, args.hold_out, how.seed) if args.hold_out else (pairs, None)
     parts = dual_encoder(
-        words.image_tower, words.text_tower, image_weights=words.image_weights, size=words.size, pooling=words.pooling,
+        args.image_tower, args.text_tower, image_weights=args.image_weights, size=args.size, pooling=args.pooling,
         seed=how.seed,
     )  # fmt: skip
     parts = align(parts, seen, out / "work", how, memory=memory, on_progress=on_progress)
     parts.save(out)
-    report: dict[str, Any] = {"settings": vars(words), "trained_on": list(seen.names), "top1": {}}
+    report: dict[str, Any] = {"settings": vars(args), "trained_on": list(seen.names), "top1": {}}
     if held:
         report["held_out"] = list(held.names)
         report["top1"]["held-out classes"] = _among(parts, held, held.names, templates, memory)
         report["top1"]["held-out classes among all"] = _among(
             parts, held, (*held.names, *seen.names), templates, memory
         )
-    if words.evaluate:
-        prompts = read_classes(words.evaluate_classes, templates)
-        plan, targets = labelled_sample(words.evaluate, prompts)
+    if args.evaluate:
+        prompts = read_classes(args.evaluate_classes, templates)
+        plan, targets = labelled_sample(args.evaluate, prompts)
         truth = targets.argmax(axis=1).astype(np.int64)
         scores = top_one(parts, make_towers(parts), prompts, list(plan.table["path"]), truth, memory, on_progress)
-        report["top1"][Path(words.evaluate).name] = {
+        report["top1"][Path(args.evaluate).name] = {
             "scores": scores, "images": len(truth), "classes": len(prompts.names),
         }  # fmt: skip
     write_text(out / "align.json", json.dumps(report, indent=2))

@@ -114,11 +114,11 @@ def student_command(domain: Domain, argv: list[str]) -> int:
         "--weight", type=float, default=0.5, help="of those labels, times their probability (%(default)s)"
     )
     parser.add_argument("--out", default="", help="training file to write (default: LABELS/student.yaml)")
-    words = parser.parse_args(argv)
-    folder = Path(words.labels)
-    given = _reviewed(folder, words.reviewed) if words.reviewed else {}
-    manifest = student_manifest(folder, given, words.confident, words.weight)
-    config = student_config(folder, words.out or folder / "student.yaml")
+    args = parser.parse_args(argv)
+    folder = Path(args.labels)
+    given = _reviewed(folder, args.reviewed) if args.reviewed else {}
+    manifest = student_manifest(folder, given, args.confident, args.weight)
+    config = student_config(folder, args.out or folder / "student.yaml")
     console.print(
         f"manifest  {manifest}\nnext:\n  python -m vitdomains.satellite train --config {config}", soft_wrap=True
     )
@@ -136,8 +136,8 @@ def refine_command(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--threshold", type=float, default=-1.0, help="least probability of a label, else unknown (0)")
-    words = parser.parse_args(argv)
-    folder, out = Path(words.labels), Path(words.out)
+    args = parser.parse_args(argv)
+    folder, out = Path(args.labels), Path(args.out)
     if out.resolve() == folder.resolve():
         raise ConfigError("--out is the folder that is refined.", hint="Choose another, to compare the two.")
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -146,9 +146,9 @@ def refine_command(domain: Domain, argv: list[str]) -> int:
     tiles = read_tiles(folder)
     keyed = index.tiles().set_index("tile_id")["key"]
     keys = {t: str(keyed.get(t, "")) for t in tiles["tile_id"]}
-    options = Options("softmax", words.threshold)
+    options = Options("softmax", args.threshold)
     text = text_classifier(towers, read_prompts(folder / "prompts.json"), options, index.folder, index.about.precision)
-    refined = refine(text, index, tiles, keys, _reviewed(folder, words.reviewed))
+    refined = refine(text, index, tiles, keys, _reviewed(folder, args.reviewed))
     bundle = write_label_bundle(
         out / "bundle",
         towers,
