@@ -3,7 +3,7 @@
     python benchmarks/export_families.py                        # about twenty minutes; the same command goes on after a stop
     python benchmarks/export_families.py --families timm:resnet50 --formats onnx,pt2
 
-Models are small (those of ``tests/core/test_backbones.py``) and their weights random, which is hard on INT8 and says nothing of
+Models are small (those of ``tests/core/models/test_build.py``), their weights random, which is hard on INT8 and says nothing of
 the loss on trained ones; there is no accuracy to lose, so the gate is parity alone: of logits, on drawn films, in batches of 1,
 3 and 8. Writes ``export_families.json`` and ``.md``.
 """
@@ -27,7 +27,7 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.core.test_backbones import FAMILIES
+from tests.core.models.test_build import FAMILIES
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.dataset import ImageDataset

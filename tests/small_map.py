@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.satellite.test_map import CLASSES, write_scene, write_tiny_bundle
+from tests.satellite.scenes.test_map import CLASSES, write_scene, write_tiny_bundle
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.scenes.map import map_command
 from vitdomains.satellite.scenes.queue import command as queue_command

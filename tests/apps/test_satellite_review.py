@@ -21,7 +21,7 @@ from rasterio.windows import Window
 
 from tests.apps.rows import listed
 from tests.apps.test_cxr_review import click, texts
-from tests.satellite.test_map import one_file_a_band, write_scene, write_tiny_bundle
+from tests.satellite.scenes.test_map import one_file_a_band, write_scene, write_tiny_bundle
 from tests.satellite.tile_files import write_raster
 from tests.small_map import CLASSES, SmallMap, small_map
 from vitdomains.core.data.manifest import read_manifest

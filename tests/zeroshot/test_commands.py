@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from tests.zeroshot import tiny
-from tests.zeroshot.test_label import write_scene
+from tests.zeroshot.labels.test_label import write_scene
 from vitdomains import satellite
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.commands import cli
@@ -200,7 +200,7 @@ def test_options_can_stand_in_a_file(root: Path, tmp_path: Path) -> None:
 
 def test_convert_writes_a_folder_that_label_takes(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("open_clip")
-    from tests.zeroshot.test_openclip import random_model, write_config
+    from tests.zeroshot.models.test_openclip import random_model, write_config
 
     torch.save(random_model().state_dict(), tmp_path / "mine.pt")
     words = [str(tmp_path / "mine.pt"), "--architecture", str(write_config(tmp_path)), "--out", str(tmp_path / "model")]

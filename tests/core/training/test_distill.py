@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.core import toy
-from tests.core.test_train import SPEC, apart
+from tests.core.training.test_loop import SPEC, apart
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import load_model
 from vitdomains.core.config.schema import Config, Model

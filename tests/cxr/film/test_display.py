@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tests.cxr.film.test_reference import FILES
 from tests.cxr.film_files import chest, dataset, lut_item, save
-from tests.cxr.test_film_reference import FILES
 from vitdomains.core.errors import ImageError
 from vitdomains.cxr.film.display import Display, Preset, read_display, read_facts
 from vitdomains.cxr.film.film import read_film

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tests.core import toy
-from tests.core.test_train import run
+from tests.core.training.test_loop import run
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.build import build_model

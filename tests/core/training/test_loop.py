@@ -104,12 +104,12 @@ def test_resumes_after_kill_minus_nine(root: Path, tmp_path: Path) -> None:
     _, whole = run(config)
     script = (
         "import time; from dataclasses import replace; from pathlib import Path\n"
-        "from tests.core import toy; from tests.core.test_train import run\n"
+        "from tests.core import toy; from tests.core.training.test_loop import run\n"
         f"config = toy.config(Path({str(root)!r}), Path({str(tmp_path / 'killed')!r}), epochs=6)\n"
         "run(replace(config, run=replace(config.run, save_seconds=0.0)), on_progress=lambda *a: time.sleep(0.05))\n"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=Path(__file__).parents[2], env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[3], env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     state = tmp_path / "killed" / "checkpoint" / "last.pt"
     deadline = time.monotonic() + 120

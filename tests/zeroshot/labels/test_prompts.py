@@ -23,7 +23,7 @@ from vitdomains.zeroshot.labels.prompts import (
     template_sets,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LEVELS = {
     "templates": ["photo", "a view of {}."],
     "classes": [

@@ -19,8 +19,8 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from tests.core import toy
-from tests.core.test_backbones import HF, HF_SWIN, SWIN, VIT
-from tests.core.test_train import SPEC, apart, run
+from tests.core.models.test_build import HF, HF_SWIN, SWIN, VIT
+from tests.core.training.test_loop import SPEC, apart, run
 from vitdomains.core.config.schema import Config, Model, Recipe
 from vitdomains.core.data.augment import build_augment
 from vitdomains.core.data.dataset import ImageDataset
@@ -185,9 +185,9 @@ def test_mixing_is_off_for_the_last_epochs(root: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiling_changes_nothing_but_rounding() -> None:
     # In a process of its own, as training is: beside the export runtimes, which other tests load, TorchInductor crashes.
-    call = "from tests.core.test_recipe import compare_compiled; compare_compiled()"
+    call = "from tests.core.training.test_optim import compare_compiled; compare_compiled()"
     ended = subprocess.run(
-        [sys.executable, "-c", call], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", call], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=280
     )
     assert ended.returncode == 0, ended.stderr[-2000:]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.core import toy
-from tests.core.test_backbones import HF, SWIN, VIT
+from tests.core.models.test_build import HF, SWIN, VIT
 from vitdomains.core.commands import cli
 from vitdomains.core.commands.probe import headless, knn_scores, linear_probe
 from vitdomains.core.config.schema import Model

@@ -11,7 +11,7 @@ import timm
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
 
-PRESETS = sorted((Path(__file__).resolve().parents[2] / "configs" / "presets").glob("*.yaml"))
+PRESETS = sorted((Path(__file__).resolve().parents[3] / "configs" / "presets").glob("*.yaml"))
 BATCHES = {"deit": (504, 1008), "deit3": (512,), "augreg": (4096,), "swin": (1024,), "beit": (512, 1024)}
 
 

@@ -24,7 +24,7 @@ from affine import Affine
 from PIL import Image
 
 from tests.zeroshot import tiny
-from tests.zeroshot.label_job import CLASSES
+from tests.zeroshot.labels.label_job import CLASSES
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ManifestError
@@ -39,7 +39,7 @@ from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
 from vitdomains.zeroshot.models.towers import Towers, load_towers
 from vitdomains.zeroshot.students.student import read_tiles
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 EXACT = Compute(Means(shard_size=8), "fp32", batch_size=4)
 PROMPTS = read_classes(CLASSES)
 PROBABILITIES = probability_columns(PROMPTS.names)
@@ -238,7 +238,9 @@ def test_killed_and_resumed_labels_are_those_of_an_uninterrupted_run(
     out = tmp_path / "killed"
     words = [str(root / "clip"), str(tiles), str(out), "inline", "1"]
     job = subprocess.Popen(
-        [sys.executable, "-m", "tests.zeroshot.label_job", *words], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [sys.executable, "-m", "tests.zeroshot.labels.label_job", *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     until, wanted = time.monotonic() + 250, random.Random(2).randint(3, 9)
     while finished_shards(out) < wanted:

@@ -33,7 +33,7 @@ from vitdomains.core.models.build import build_model
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.scenes.map import map_command, tile_side
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NORTH = Affine(10, 0, 500_700, 0, -10, 5_200_000)
 SIZE, CLASSES = 16, ("forest", "sea & lake", "town")
 

@@ -13,8 +13,9 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.core import devices_job, toy
-from tests.core.test_train import apart
+from tests.core import toy
+from tests.core.training import devices_job
+from tests.core.training.test_loop import apart
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import load_model, read_bundle
 from vitdomains.core.data.loading import plan
@@ -28,8 +29,16 @@ def run_job(root: Path, run_dir: Path, devices: int, stop_at: int = 0) -> tuple[
     """The job in a session of its own, ended with all its processes where it takes too long."""
     names = ("RANK", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     env = {name: value for name, value in os.environ.items() if name not in names}
-    words = [sys.executable, "-m", "tests.core.devices_job", str(root), str(run_dir), str(devices), str(stop_at)]
-    job = subprocess.Popen(words, cwd=Path(__file__).parents[2], env={**env, "OMP_NUM_THREADS": "1"}, text=True,
+    words = [
+        sys.executable,
+        "-m",
+        "tests.core.training.devices_job",
+        str(root),
+        str(run_dir),
+        str(devices),
+        str(stop_at),
+    ]
+    job = subprocess.Popen(words, cwd=Path(__file__).parents[3], env={**env, "OMP_NUM_THREADS": "1"}, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
     try:
         said, _ = job.communicate(timeout=SECONDS)

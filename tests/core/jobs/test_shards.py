@@ -13,12 +13,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.core.shard_job import BAD, LETHAL, MakeWork, plan
+from tests.core.jobs.shard_job import BAD, LETHAL, MakeWork, plan
 from vitdomains.core.errors import BundleError, ConfigError, ManifestError
 from vitdomains.core.jobs.pool import Work
 from vitdomains.core.jobs.shards import finished, merge_shards, plan_shards, run_shards, verify_shards
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def uninterrupted(tiles: int = 600) -> pd.DataFrame:
@@ -33,7 +33,7 @@ def uninterrupted(tiles: int = 600) -> pd.DataFrame:
 
 
 def start(out: Path, executor: str, workers: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.core.shard_job", str(out), executor, str(workers)]
+    command = [sys.executable, "-m", "tests.core.jobs.shard_job", str(out), executor, str(workers)]
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
