@@ -190,7 +190,7 @@ class Worklist:
 
 def identity(path: str) -> dict[str, Any]:
     """Item (sha256 of the file), size and time of change."""
-    from vitdomains.core.bundle import file_sha256
+    from vitdomains.core.files import file_sha256
 
     stat = os.stat(path)
     return {"item": file_sha256(Path(path)), "size": float(stat.st_size), "mtime": stat.st_mtime}

@@ -15,7 +15,7 @@ from apps.films.worklist import Worklist
 from tests.apps.conftest import App
 from tests.apps.rows import listed, lists
 from tests.small_run import FINDINGS
-from vitdomains.core.bundle import file_sha256
+from vitdomains.core.files import file_sha256
 from vitdomains.core.review.store import Assignment
 
 

@@ -27,11 +27,12 @@ from apps.labels.session import open_model
 from apps.labels.store import read_labels
 from tests.zeroshot import tiny
 from vitdomains import satellite
-from vitdomains.core.bundle import file_sha256, read_bundle
+from vitdomains.core.bundle import read_bundle
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.files import file_sha256
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review.store import Answer, Decision, ReviewStore

@@ -198,7 +198,7 @@ def test_the_canvas_shows_the_grey_levels_of_the_file(
     serve: Serve, watched: Any, run: SmallRun, tmp_path: Path
 ) -> None:
     """One film pixel on one screen pixel, without heat map: what is on the screen is what the package computes."""
-    from vitdomains.core.bundle import file_sha256
+    from vitdomains.core.files import file_sha256
     from vitdomains.cxr.film.film import read_film
 
     folder = tmp_path / "one"

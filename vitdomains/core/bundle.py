@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import BundleError
-from vitdomains.core.files import write_text
+from vitdomains.core.files import file_sha256, is_inside, new_folder, write_text
 from vitdomains.core.models.build import build_model
 from vitdomains.core.models.weights import load_weights, save_weights
 from vitdomains.core.tasks import Kind, Task, build_task
@@ -85,30 +83,19 @@ def write_bundle(
     Returns:
         The bundle as it is on disk.
     """
-    part = bundle.path.with_name(f".{bundle.path.name}.part{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with new_folder(bundle.path) as part:
         save_weights(part / WEIGHTS, weights)
         fill(part)
         written = _seal(replace(bundle, path=part))
-        _replace_folder(part, bundle.path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return replace(written, path=bundle.path)
 
 
 def update_bundle(bundle: Bundle, fill: Callable[[Path], object] = lambda folder: None, **changes: Any) -> Bundle:
     """Add files to a bundle on disk or change fields of its description; the folder is replaced as a whole."""
-    part = bundle.path.with_name(f".{bundle.path.name}.part{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        shutil.copytree(bundle.path, part)
+    with new_folder(bundle.path) as part:
+        shutil.copytree(bundle.path, part, dirs_exist_ok=True)
         fill(part)
         written = _seal(replace(bundle, path=part, **changes))
-        _replace_folder(part, bundle.path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return replace(written, path=bundle.path)
 
 
@@ -203,7 +190,7 @@ def _from_json(folder: Path, raw: dict[str, Any]) -> Bundle:
 def _verify(bundle: Bundle) -> None:
     for name, expected in bundle.files.items():
         file = bundle.path / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if not is_inside(name):
             raise BundleError(
                 f"{bundle.path}: bundle.json names a file outside the bundle ({name}).", hint="Do not use this bundle."
             )
@@ -216,23 +203,3 @@ def _verify(bundle: Bundle) -> None:
             )
     if WEIGHTS not in bundle.files:
         raise BundleError(f"{bundle.path}: bundle.json lists no {WEIGHTS}.", hint="Write the bundle again with train.")
-
-
-def _replace_folder(part: Path, target: Path) -> None:
-    """Put ``part`` in the place of ``target``; a folder cannot be replaced in one call, so the old one steps aside first."""
-    old = target.with_name(f".{target.name}.old{os.getpid()}")
-    if target.exists():
-        os.replace(target, old)
-    try:
-        os.replace(part, target)
-    except OSError:
-        with suppress(OSError):
-            os.replace(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file."""
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from tests.core.toy import DOMAIN
-from vitdomains.core.bundle import file_sha256
 from vitdomains.core.data.manifest import labels, make_manifest, read_manifest, write_manifest
 from vitdomains.core.errors import ManifestError
+from vitdomains.core.files import file_sha256
 from vitdomains.core.review.agreement import (
     agreement,
     cohen_kappa,

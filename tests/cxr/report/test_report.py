@@ -12,8 +12,8 @@ import pydicom
 import pytest
 
 from tests.small_run import FINDINGS, SmallRun, small_run
-from vitdomains.core.bundle import file_sha256
 from vitdomains.core.errors import ImageError, VitDomainsError
+from vitdomains.core.files import file_sha256
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.store import Answer, Decision, Region, ReviewStore
 from vitdomains.cxr import DOMAIN, NOTICE

@@ -9,7 +9,6 @@ not found.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from vitdomains.core.data.manifest import Manifest
 from vitdomains.core.errors import ManifestError
+from vitdomains.core.files import file_sha256
 
 SIDE = 32
 _BLOCK = 2048
@@ -168,14 +168,9 @@ def _digests(paths: Sequence[str]) -> list[str]:
     for size in sizes:
         alike[size] = alike.get(size, 0) + 1
     return [
-        _digest(p) if size >= 0 and alike[size] > 1 else f"only:{i}"
+        file_sha256(p) if size >= 0 and alike[size] > 1 else f"only:{i}"
         for i, (p, size) in enumerate(zip(paths, sizes, strict=True))
     ]
-
-
-def _digest(path: str) -> str:
-    with open(path, "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _clusters(keys: Sequence[str]) -> list[list[int]]:

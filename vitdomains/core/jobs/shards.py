@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.files import write_atomically, write_text
+from vitdomains.core.files import file_sha256, write_atomically, write_text
 from vitdomains.core.jobs.pool import MakeWorker, Processes, Task, by_crew, inline, threads_per_worker
 from vitdomains.core.jobs.ray_pool import RayActors
 
@@ -185,10 +185,6 @@ def _files(index: int, out: Path) -> tuple[Path, Path]:
     return stem.with_suffix(".parquet"), stem.with_suffix(".json")
 
 
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _ids_sha256(rows: pd.DataFrame) -> str:
     return hashlib.sha256("\n".join(rows["tile_id"]).encode()).hexdigest()
 
@@ -202,7 +198,7 @@ def _write(shard: Shard, table: pd.DataFrame, out: Path) -> None:
     data, record = _files(shard.index, out)
     write_atomically(data, lambda part: table.to_parquet(part, index=False))
     about = {
-        "sha256": _sha256(data),
+        "sha256": file_sha256(data),
         "ids_sha256": _ids_sha256(shard.rows),
         "tiles": len(table),
         "errors": int((table["error"] != "").sum()),
@@ -219,7 +215,7 @@ def finished(shard: Shard, out: Path) -> Verified | None:
         about = json.loads(record.read_text(encoding="utf-8"))
     except ValueError:
         return None
-    if about.get("sha256") != _sha256(data) or about.get("ids_sha256") != _ids_sha256(shard.rows):
+    if about.get("sha256") != file_sha256(data) or about.get("ids_sha256") != _ids_sha256(shard.rows):
         return None
     return Verified(about["tiles"], about["errors"])
 

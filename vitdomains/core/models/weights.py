@@ -4,7 +4,6 @@ Order: an explicit file, the local hub cache, the hub. The sha256 of the file is
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -24,7 +23,7 @@ from torch import Tensor
 
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError, WeightsError
-from vitdomains.core.files import write_atomically
+from vitdomains.core.files import file_sha256, write_atomically
 from vitdomains.core.models import state_dicts
 from vitdomains.core.models.state_dicts import State
 
@@ -81,7 +80,7 @@ def resolve(spec: Model) -> WeightsFile:
     if path.suffix in SUFFIXES:
         if not path.is_file():
             raise missing(str(path), "there is no such file")
-        return WeightsFile(path, _sha256(path), "path")
+        return WeightsFile(path, file_sha256(path), "path")
     repository, filename, url = (wanted, "", "") if wanted != "pretrained" else _published(spec)
     if not repository and url:
         return _from_url(url)
@@ -151,12 +150,12 @@ def _from_hub(repository: str, filenames: tuple[str, ...]) -> WeightsFile:
     for filename in filenames:
         cached = try_to_load_from_cache(repository, filename)
         if isinstance(cached, str):
-            return WeightsFile(Path(cached), _sha256(Path(cached)), "cache")
+            return WeightsFile(Path(cached), file_sha256(cached), "cache")
     why = f"the repository holds none of {', '.join(filenames)}"
     for filename in filenames:
         try:
             fetched = Path(hf_hub_download(repository, filename))
-            return WeightsFile(fetched, _sha256(fetched), "hub")
+            return WeightsFile(fetched, file_sha256(fetched), "hub")
         except LocalEntryNotFoundError:
             raise missing(repository, "they are not in the local cache, and the hub does not answer") from None
         except EntryNotFoundError:
@@ -169,18 +168,13 @@ def _from_hub(repository: str, filenames: tuple[str, ...]) -> WeightsFile:
 def _from_url(url: str) -> WeightsFile:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.is_file():
-        return WeightsFile(path, _sha256(path), "cache")
+        return WeightsFile(path, file_sha256(path), "cache")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path), progress=False)
     except OSError as error:
         raise missing(url, str(error)) from error
-    return WeightsFile(path, _sha256(path), "hub")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return WeightsFile(path, file_sha256(path), "hub")
 
 
 def read_state(path: Path) -> State:

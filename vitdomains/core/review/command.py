@@ -10,9 +10,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from vitdomains.core.bundle import file_sha256
 from vitdomains.core.data.manifest import read_manifest, write_manifest
 from vitdomains.core.domain import Domain
+from vitdomains.core.files import file_sha256
 from vitdomains.core.review.agreement import agreement, disagreements, readings
 from vitdomains.core.review.export import export, training_manifest
 from vitdomains.core.review.store import Head, ReviewStore

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes
 
-from vitdomains.core.bundle import file_sha256
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.explain import METHODS
 from vitdomains.core.explain.attention import attention_blocks
 from vitdomains.core.explain.overlay import overlay
 from vitdomains.core.explain.render import Explained, explain_file, faithfulness_text, png
+from vitdomains.core.files import file_sha256
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.agreement import resolved
 from vitdomains.core.review.store import Decision, ReviewStore

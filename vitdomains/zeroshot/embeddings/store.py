@@ -27,7 +27,7 @@ import pyarrow as pa
 from vitdomains.core.data.manifest import folder_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.files import write_atomically, write_text
+from vitdomains.core.files import file_sha256, write_atomically, write_text
 from vitdomains.core.geo.map.grid import plan_table
 from vitdomains.core.geo.map.run import Means, Tiling, open_scene
 from vitdomains.core.geo.map.tiles_table import PLACE
@@ -158,8 +158,7 @@ def _stamp(path: str) -> tuple[int, int]:
 def _digest(path: str) -> str:
     """Of the bytes; of the name where they cannot be had, which embedding the tile will say."""
     try:
-        with open(path, "rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError:
         return hashlib.sha256(f"unreadable {path}".encode("utf-8", "surrogateescape")).hexdigest()
 

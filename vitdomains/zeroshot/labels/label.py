@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,7 +22,7 @@ import pandas as pd
 
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.files import write_text
+from vitdomains.core.files import new_folder, write_text
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import tile_table
 from vitdomains.core.geo.map.vectors import write_geoparquet
@@ -214,7 +213,8 @@ def write_labels(
         _write_parts(folder / "tiles", tables(), plan, classifier.prompts.names, about)
     write_totals(folder, summary, classifier.prompts.names)
     if options.sheets:
-        _replace_folder(folder / "sheets", lambda part: contact_sheets(examples, bundle.preprocess, part))
+        with new_folder(folder / "sheets") as part:
+            contact_sheets(examples, bundle.preprocess, part)
     write_text(folder / "prompts.json", json.dumps(classifier.prompts.to_dict(), indent=1, ensure_ascii=False) + "\n")
     names = classifier.prompts.names
     prior = {scene: dict(zip(names, found.tolist(), strict=True)) for scene, found in (shares or {}).items()}
@@ -287,21 +287,7 @@ def _write_parts(
 ) -> None:
     """The tile table in files of ``PART`` tiles, with what was asked in their metadata; the folder appears whole."""
 
-    def fill(folder: Path) -> None:
+    with new_folder(target) as folder:
         for number in range(max(1, -(-len(plan.table) // PART))):
             pieces = islice(tables, PART // CHUNK)
             write_geoparquet(pieces, folder / f"part-{number:05d}.parquet", names, plan.places, about)
-
-    _replace_folder(target, fill)
-
-
-def _replace_folder(target: Path, fill: Callable[[Path], object]) -> None:
-    part = target.with_name(f".{target.name}.part{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        fill(part)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(part, target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

@@ -24,7 +24,7 @@ from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Config, Data, Run, Source
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.core.errors import ImageError
-from vitdomains.core.files import write_atomically, write_text
+from vitdomains.core.files import as_file_name, temporary_sibling, write_atomically, write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.models.image_tower import text_head
 from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
@@ -72,15 +72,10 @@ def contact_sheets(examples: Examples, spec: PreprocessSpec, folder: Path) -> li
                 corner = (x * SIDE, 20 + y * (SIDE + CAPTION))
                 sheet.paste(_thumbnail(tile, spec), corner)
                 draw.text((corner[0] + 2, corner[1] + SIDE), f"{tile.probability:.3f}", fill="black")
-        path = folder / f"{file_name(name)}.png"
+        path = folder / f"{as_file_name(name)}.png"
         write_atomically(path, partial(sheet.save, format="png", compress_level=1))
         written.append(path)
     return written
-
-
-def file_name(name: str) -> str:
-    """A label as a name of a file."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in name) or "_"
 
 
 def _thumbnail(tile: Any, spec: PreprocessSpec) -> Image.Image:
@@ -139,7 +134,7 @@ class Summary:
 @contextmanager
 def label_list(path: Path, classifier: Classifier, k: int) -> Iterator[Any]:
     """Yields a function that adds tile tables to ``labels.csv``, which appears whole when all are in it."""
-    part = path.with_name(f".{path.name}.part{os.getpid()}")
+    part = temporary_sibling(path)
     columns = ["tile_id", "path", "col", "row", "label", "probability", "margin"]
 
     def add(table: pd.DataFrame, handle: TextIO, first: bool) -> None:

@@ -15,9 +15,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from vitdomains.core.bundle import file_sha256
 from vitdomains.core.errors import WeightsError
-from vitdomains.core.files import write_text
+from vitdomains.core.files import file_sha256, write_text
 from vitdomains.core.models.weights import read_state
 from vitdomains.zeroshot.models.clip_tokenizer import clip_tokenizer
 from vitdomains.zeroshot.models.towers import Parts, first_line, load_parts

@@ -17,10 +17,9 @@ from vitdomains.core.bundle import read_bundle
 from vitdomains.core.data.manifest import make_manifest, read_manifest, write_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.files import write_atomically, write_text
+from vitdomains.core.files import as_file_name, write_atomically, write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, classes_of
 from vitdomains.zeroshot.embeddings.reader import read_pixels
-from vitdomains.zeroshot.labels.outputs import file_name
 from vitdomains.zeroshot.labels.prompts import plain
 
 logger = logging.getLogger(__name__)
@@ -152,7 +151,7 @@ def _chip(tile: Any, folder: Path, spec: PreprocessSpec) -> str:
     """Path of the tile's own file, cut from its scene where it has none."""
     if tile.width < 0:
         return str(tile.path)
-    path = (folder / file_name(tile.tile_id)).with_suffix(".tif" if spec.bands else ".png").absolute()
+    path = (folder / as_file_name(tile.tile_id)).with_suffix(".tif" if spec.bands else ".png").absolute()
     if path.is_file():
         return str(path)
     pixels, _ = read_pixels(tile.path, (tile.col, tile.row, tile.width, tile.height), spec)
