@@ -22,7 +22,7 @@ from vitdomains.core.evaluation.report import terminal_table, write_report
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.jobs.shards import Executor
-from vitdomains.core.terminal import console, shown_progress
+from vitdomains.core.terminal import console, messages, shown_progress
 from vitdomains.zeroshot.embeddings.reader import with_bands
 from vitdomains.zeroshot.embeddings.search import image_query, nearest_tiles, text_query
 from vitdomains.zeroshot.embeddings.sources import labelled_sample
@@ -60,6 +60,7 @@ def label(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--top_k", type=int, default=3, help="classes listed in labels.csv (%(default)s)")
     parser.add_argument("--no_sheets", action="store_true", help="draw no contact sheets")
+    _add_strict(parser)
     _add_compute(parser)
     args = _parse(parser, argv)
     prompts = _prompts(args)
@@ -73,7 +74,7 @@ def label(domain: Domain, argv: list[str]) -> int:
             compute=_compute(args), on_progress=on_progress,
         )  # fmt: skip
     _show(done, prompts)
-    return 0
+    return _status(done.summary.labelled, len(done.errors), "labelled", args.strict)
 
 
 def embed(domain: Domain, argv: list[str]) -> int:
@@ -82,6 +83,7 @@ def embed(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("inputs", nargs="+", help="image files, folders of them; with --tile scenes")
     parser.add_argument("--index", default="index", help="folder of embeddings (default: %(default)s)")
     _add_tiling(parser)
+    _add_strict(parser)
     _add_compute(parser)
     args = _parse(parser, argv)
     plan = plan_tiles(args.inputs, args.tile, args.overlap)
@@ -90,7 +92,8 @@ def embed(domain: Domain, argv: list[str]) -> int:
         index, keys, errors = embed_tiles(towers, plan, Path(args.index), _compute(args), on_progress)
     wrong = sum(key in errors for key in keys)
     console.print(f"{len(keys)} tiles, {wrong} with an error; {len(index)} embeddings in {args.index}")
-    return 0
+    _show_errors(plan.unread | errors)
+    return _status(len(keys) - wrong, wrong + len(plan.unread), "embedded", args.strict)
 
 
 def search(domain: Domain, argv: list[str]) -> int:
@@ -200,6 +203,10 @@ def _add_classes(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_strict(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--strict", action="store_true", help="exit with status 3 where a file or tile failed")
+
+
 def _add_tiling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=int, default=0, help="cut inputs into tiles of this side, pixels; 0: files are tiles"
@@ -293,11 +300,27 @@ def _show(done: Labelled, prompts: PromptSet) -> None:
             table.add_row(Text(str(row.label)), str(row.tiles), f"{row.share:.1%}", f"{row.probability:.3f}")
     console.print(table)
     total = sum(done.summary.counts.values())
-    none = done.summary.counts[""] - len(done.errors)
+    none = done.summary.counts[""] - len(done.summary.errors)
     console.print(
-        f"{total} tiles: {total - done.summary.counts['']} labelled, {done.summary.counts[UNKNOWN]} of them unknown, "
+        f"{total} tiles: {done.summary.labelled} labelled, {done.summary.counts[UNKNOWN]} of them unknown, "
         f"{none} without enough data, {len(done.errors)} with an error"
     )
-    for identity, error in list(done.errors.items())[:5]:
-        console.print(f"  {identity}: {error}", markup=False, highlight=False, soft_wrap=True)
+    _show_errors(done.errors)
     console.print(f"tables  {done.folder / 'tiles'}\nsheets  {done.folder / 'sheets'}\nbundle  {done.bundle.path}")
+
+
+def _show_errors(errors: dict[str, str]) -> None:
+    """The first five, by tile or path."""
+    for identity, error in list(errors.items())[:5]:
+        console.print(f"  {identity}: {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _status(done: int, failed: int, verb: str, strict: bool) -> int:
+    """The exit status of a job: 4 where nothing was done, 3 with ``--strict`` where something failed, else 0."""
+    if not done:
+        messages.print(f"Not one tile could be {verb}: {failed} failed, and the others hold too little data.")
+        return 4
+    if failed and strict:
+        messages.print(f"{failed} could not be {verb}, and --strict was given.")
+        return 3
+    return 0

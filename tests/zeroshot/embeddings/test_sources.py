@@ -77,7 +77,7 @@ def test_reviewed_labels_come_in_three_shapes(tmp_path: Path) -> None:
     )
     file = tmp_path / "reviewed.csv"
     file.write_text("tile_id,label\na,forest\na,Parking_Lot\nb,unknown\nz,forest\n")
-    assert read_reviewed(file, tiles) == {"a": "parking lot"}
+    assert read_reviewed(file, tiles) == {"a": "parking lot", "b": "unknown"}
     file.write_text("item,value:label\n11,forest\n22,parking lot\n33,\n")
     assert read_reviewed(file, tiles, {"/b": "11", "/c": "99"}) == {"b": "forest"}
     file.write_text("id,path,group,split,label:forest,label:parking lot,reviewed\na,a,a,,1,0,True\nb,b,b,,0,1,False\n")

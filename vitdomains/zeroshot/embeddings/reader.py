@@ -10,6 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+from PIL import ExifTags, Image
 
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import ReadImage
@@ -69,15 +70,17 @@ def read_image(path: str | Path, spec: PreprocessSpec | None = None) -> Array:
 
 
 def decode(raw: Array, path: str | Path) -> Array:
-    """uint8 [H, W, 3] RGB from the bytes of a picture; ``path`` is for the error.
+    """uint8 [H, W, 3] RGB from the bytes of a picture, turned as its EXIF says; ``path`` is for the error.
 
     Raises:
-        ImageError: They are no picture, or one of more than 8 bits.
+        ImageError: They are no picture, one of more than 8 bits, or more pixels than OpenCV decodes.
     """
-    # The orientation flag is ignored: tiles have no up, and scaling 16 bits down would turn most sensors' data black.
-    found = (
-        cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION) if len(raw) else None
-    )
+    try:  # any depth: scaling 16 bits down would turn most sensors' data black
+        found = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH) if len(raw) else None
+    except cv2.error as error:
+        raise ImageError(
+            path, f"cannot be decoded ({error.err or 'OpenCV gives up'})", hint="Cut it as a GeoTIFF with --tile."
+        ) from error
     if found is None:
         raise ImageError(path, "is no picture that can be decoded", hint="Is the download complete?")
     if found.dtype != np.uint8:
@@ -116,7 +119,17 @@ def _stamp(path: str | Path) -> float:
 
 @lru_cache(maxsize=64)
 def _described(path: str, stamp: float) -> RasterInfo:
-    return describe_raster(path)
+    info = describe_raster(path)
+    if Path(path).suffix.lower() not in RASTERS:
+        try:
+            with Image.open(path) as picture:
+                turned = int(picture.getexif().get(ExifTags.Base.Orientation, 1))
+        except (OSError, ValueError, TypeError, Image.DecompressionBombError):
+            turned = 1  # no picture of Pillow's has a flag that it does not find
+        if turned > 1:  # windows and bands are those of the stored pixels
+            problem = "is turned by its EXIF flag, and tiles and bands are not"
+            raise ImageError(path, problem, tag="Orientation", value=turned, hint="Save it upright, without the flag.")
+    return info
 
 
 def _numbers(info: RasterInfo, bands: tuple[str, ...]) -> list[int]:

@@ -23,14 +23,14 @@ import pandas as pd
 import torch
 
 from vitdomains.core.data.preprocess import normalise, prepare
-from vitdomains.core.errors import ConfigError, ImageError, WeightsError
+from vitdomains.core.errors import ConfigError, ImageError, VitDomainsError, WeightsError
 from vitdomains.core.geo.map.scene import Strip, strips
 from vitdomains.core.jobs.pool import Work
 from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
 from vitdomains.zeroshot.embeddings.store import About
-from vitdomains.zeroshot.models.towers import Towers, load_towers
+from vitdomains.zeroshot.models.towers import Towers, first_line, load_towers, planes
 
 Array = npt.NDArray[Any]
 _CACHE_MB = "64"
@@ -171,38 +171,43 @@ def _tiles(rows: pd.DataFrame, job: MakeEmbedder, pool: ThreadPoolExecutor) -> I
         yield from future.result()
 
 
+_FAILURES = (ImageError, ConfigError, OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, cv2.error)
+"""What reading one file may end in, whichever library decodes it; the job goes on with the next one."""
+
+
+def _failed(at: int, error: BaseException) -> list[_Tile]:
+    text = str(error) if isinstance(error, VitDomainsError) else f"{type(error).__name__}: {first_line(error)}"
+    return [_Tile(at, valid=np.nan, error=text)]
+
+
 def _read_file(at: int, path: str, job: MakeEmbedder) -> list[_Tile]:
     try:
         return [_Tile(at, _prepared(read_image(Path(path), job.about.preprocess), job), 1.0)]
-    except ImageError as error:
-        return [_Tile(at, valid=np.nan, error=str(error))]
+    except _FAILURES as error:
+        return _failed(at, error)
 
 
 def _read_strip(strip: Strip, job: MakeEmbedder) -> list[_Tile]:
     """Neighbouring windows of a scene in one read; where that fails, each by itself."""
     left, width = strip.cols[0], strip.cols[-1] + strip.width - strip.cols[0]
+    found = []
     try:
         pixels, valid = read_pixels(strip.path, (left, strip.row, width, strip.height), job.about.preprocess)
-    except ImageError as error:
+        for i, col in enumerate(strip.cols):
+            part = slice(col - left, col - left + strip.width)
+            share = float(valid[:, part].mean())
+            found.append(_Tile(strip.at + i, _prepared(pixels[:, part], job) if share else None, share))
+    except _FAILURES as error:
         if len(strip.cols) == 1:
-            return [_Tile(strip.at, valid=np.nan, error=str(error))]
+            return _failed(strip.at, error)
         alone = [
             Strip(strip.path, strip.at + i, (col,), strip.row, strip.width, strip.height)
             for i, col in enumerate(strip.cols)
         ]
         return [tile for one in alone for tile in _read_strip(one, job)]
-    found = []
-    for i, col in enumerate(strip.cols):
-        part = slice(col - left, col - left + strip.width)
-        share = float(valid[:, part].mean())
-        found.append(_Tile(strip.at + i, _prepared(pixels[:, part], job) if share else None, share))
     return found
 
 
 def _prepared(image: Array, job: MakeEmbedder) -> Array:
-    """[3, H, W] as stored; grey is repeated."""
-    spec = job.about.preprocess
-    ready = prepare(image, spec)
-    if ready.ndim == 2:
-        return np.broadcast_to(ready, (spec.channels, *ready.shape)).copy()
-    return np.stack(cv2.split(ready))  # several times as fast as a strided copy
+    """``planes`` of what ``prepare`` makes of it."""
+    return planes(prepare(image, job.about.preprocess), job.about.preprocess)

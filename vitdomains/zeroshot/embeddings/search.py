@@ -14,7 +14,7 @@ from vitdomains.core.errors import ManifestError
 from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.embeddings.store import Index
 from vitdomains.zeroshot.labels.prompts import class_embeddings, make_prompts
-from vitdomains.zeroshot.models.towers import Towers
+from vitdomains.zeroshot.models.towers import Towers, planes
 
 Floats = npt.NDArray[np.float32]
 CHUNK = 65_536
@@ -57,8 +57,7 @@ def image_query(towers: Towers, path: str | Path, spec: PreprocessSpec) -> Float
     Raises:
         ImageError: It cannot be read.
     """
-    image = prepare(read_image(path, spec), spec)
-    image = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+    image = torch.from_numpy(planes(prepare(read_image(path, spec), spec), spec))
     with torch.inference_mode():
-        vector = towers.image(normalise(torch.from_numpy(np.ascontiguousarray(image))[None], spec))
+        vector = towers.image(normalise(image[None], spec))
     return np.asarray(vector[0].numpy(), dtype=np.float32)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import pyarrow as pa
 
 from vitdomains.core.data.manifest import folder_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.errors import ManifestError
+from vitdomains.core.errors import ImageError, ManifestError
 from vitdomains.core.files import file_sha256, write_atomically, write_text
 from vitdomains.core.geo.map.grid import plan_table
 from vitdomains.core.geo.map.run import Means, Tiling, open_scene
@@ -36,7 +38,8 @@ from vitdomains.core.geo.read.raster import describe_raster
 from vitdomains.core.jobs.pool import MakeWorker
 from vitdomains.core.jobs.shards import OnProgress, iter_shards, plan_shards, run_shards, verify_shards
 
-# --------------------
+logger = logging.getLogger(__name__)
+
 # What is to be looked at: the tiles of files, folders and scenes, each with a stable id and the key of its content.
 #
 # The key is a hash of the bytes of a file, for a window of the scene's hash and the window, so that the same picture is
@@ -45,14 +48,18 @@ from vitdomains.core.jobs.shards import OnProgress, iter_shards, plan_shards, ru
 EXTENSIONS = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KEY_DIGITS = 32
 _HASHERS = 4
+_PLACE_TYPES = dict(zip(PLACE, ["str"] * 3 + ["int32"] * 4, strict=True))
 
 
 @dataclass(frozen=True)
 class TilePlan:
-    """The tiles of a job: ``table`` has the columns of ``tiles_table.PLACE``; ``places`` where each scene's pixels lie."""
+    """The tiles of a job: ``table`` has the columns of ``tiles_table.PLACE``; ``places`` where each scene's pixels lie;
+    ``unread`` why a scene could not be cut, and ``skipped`` why a file of a folder was not taken, by path."""
 
     table: pd.DataFrame
     places: dict[str, Georeference]
+    unread: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
 
 
 def plan_tiles(inputs: Sequence[str | Path], tile: int = 0, overlap: float = 0.0) -> TilePlan:
@@ -65,23 +72,46 @@ def plan_tiles(inputs: Sequence[str | Path], tile: int = 0, overlap: float = 0.0
 
     Raises:
         ManifestError: Nothing was found.
-        ImageError: A scene cannot be read.
         ConfigError: The tiling is not possible.
     """
     files = folder_manifest(inputs, EXTENSIONS, "tiles").table
+    skipped = _skipped(inputs)
     if not tile:
         whole = {name: np.full(len(files), -1, np.int32) for name in ("col", "row", "width", "height")}
         names = [os.path.basename(path) for path in files["path"]]
         table = pd.DataFrame(
             {"tile_id": files["id"], "scene": pd.Series(names, dtype="str"), "path": files["path"], **whole}
         )
-        return TilePlan(table[list(PLACE)], {})
-    tables, places = [], dict[str, Georeference]()
+        return TilePlan(table[list(PLACE)], {}, skipped=skipped)
+    tables = [pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in _PLACE_TYPES.items()})]
+    places, unread = dict[str, Georeference](), dict[str, str]()
     for path in files["path"]:
-        scene = open_scene(path, Tiling(tile, overlap), set(places))
+        try:
+            scene = open_scene(path, Tiling(tile, overlap), set(places))
+        except ImageError as error:
+            unread[path] = str(error)
+            continue
         places[scene.name] = (scene.place.transform, scene.place.crs)
         tables.append(plan_table(scene.place.grid, scene.name, path))
-    return TilePlan(pd.concat(tables, ignore_index=True)[list(PLACE)], places)
+    return TilePlan(pd.concat(tables[len(tables) > 1 :], ignore_index=True)[list(PLACE)], places, unread, skipped)
+
+
+def _skipped(inputs: Sequence[str | Path]) -> dict[str, str]:
+    """Files of the folders whose ending is none of a picture: path -> reason; the log counts them by reason."""
+    found = {
+        os.path.join(base, name): f"{Path(name).suffix.lower() or 'no'} ending is not read"
+        for entry in inputs
+        for base, _, names in os.walk(entry)
+        for name in names
+        if not name.startswith(".") and not name.lower().endswith(EXTENSIONS)
+    }
+    if found:
+        counts = Counter(found.values()).most_common()
+        logger.warning(
+            "%d files are not taken (%s): %s", len(found), "; ".join(f"{n}: {reason}" for reason, n in counts[:5]),
+            ", ".join(list(found)[:5]),
+        )  # fmt: skip
+    return found
 
 
 def places_of(table: pd.DataFrame) -> dict[str, Georeference]:

@@ -1,7 +1,7 @@
 """The labelling job: embed what is new, compare with the classes' texts, write tables, sheets and a bundle.
 
     out/tiles/part-00000.parquet ...   the tile table of core/geo/map/tiles_table.py, GeoParquet where tiles have a place
-    out/labels.csv  summary.csv  errors.csv  sheets/CLASS.png  prompts.json  run.json  bundle/  index/
+    out/labels.csv  summary.csv  errors.csv  skipped.csv  sheets/CLASS.png  prompts.json  run.json  bundle/  index/
 
 Stopped at any moment, the same call goes on; with other classes only the comparison is made anew.
 """
@@ -94,8 +94,8 @@ class Labelled:
 
     @property
     def errors(self) -> dict[str, str]:
-        """Tile id -> why it could not be read."""
-        return self.summary.errors
+        """Tile id, or path of a scene -> why it could not be read."""
+        return self.summary.unread | self.summary.errors
 
 
 def embed_tiles(
@@ -175,6 +175,8 @@ def label_tiles(
         index, sample_keys, _ = embed_tiles(towers, sample[0], index_folder, compute, on_progress)
         classifier = calibrated(classifier, index.take(index.find(sample_keys))[0], sample[1])
     bundle = write_label_bundle(folder / "bundle", towers, classifier, index.about, len(plan.table))
+    skipped = pd.DataFrame(list((plan.skipped | plan.unread).items()), columns=["path", "reason"])
+    write_text(folder / "skipped.csv", skipped.to_csv(index=False))
     return write_labels(folder, bundle, classifier, plan, index, keys, errors, options, on_progress)
 
 
@@ -192,7 +194,7 @@ def write_labels(
     """Everything of a labelling but its bundle, from embeddings that are there."""
     rows = index.find(keys)
     shares = _priors(plan, index, rows, classifier) if options.prior else None
-    examples, summary = Examples(), Summary()
+    examples, summary = Examples(), Summary(unread=plan.unread)
     folder.mkdir(parents=True, exist_ok=True)
     with label_list(folder / "labels.csv", classifier, options.top_k) as listed:
 
@@ -222,7 +224,8 @@ def write_labels(
         "bundle": bundle.id, "index": os.path.relpath(index.folder, folder), "model": index.about.source,
         "model_id": index.about.model_id, "precision": index.about.precision, "scores": classifier.kind,
         "temperature": classifier.temperature, "thresholds": list(classifier.thresholds),
-        "calibrated_on": classifier.calibrated_on, "prior": prior, "tiles": len(rows), "errors": len(summary.errors),
+        "calibrated_on": classifier.calibrated_on, "prior": prior, "tiles": len(rows),
+        "errors": len(summary.errors) + len(summary.unread),
         "labels": dict(summary.counts),
     }  # fmt: skip
     write_text(folder / "run.json", json.dumps(run, indent=1, ensure_ascii=False) + "\n")

@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -38,6 +38,7 @@ from vitdomains.zeroshot.models.towers import Towers
 SIDE = 112
 CAPTION = 14
 PER_ROW = 8
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{i}" for port in ("COM", "LPT") for i in range(1, 10))}
 _COLUMNS = ["tile_id", "path", "col", "row", "width", "height", "probability"]
 
 
@@ -62,7 +63,8 @@ class Examples:
 def contact_sheets(examples: Examples, spec: PreprocessSpec, folder: Path) -> list[Path]:
     """One PNG a label: the surest tiles in the first row, the least sure in the second."""
     written = []
-    for name in sorted(examples.best):
+    names = sorted(examples.best)
+    for name, stem in zip(names, file_names(names), strict=True):
         rows = [examples.best[name], examples.worst[name].iloc[::-1]]
         sheet = Image.new("RGB", (PER_ROW * SIDE, 20 + len(rows) * (SIDE + CAPTION)), "white")
         draw = ImageDraw.Draw(sheet)
@@ -72,10 +74,25 @@ def contact_sheets(examples: Examples, spec: PreprocessSpec, folder: Path) -> li
                 corner = (x * SIDE, 20 + y * (SIDE + CAPTION))
                 sheet.paste(_thumbnail(tile, spec), corner)
                 draw.text((corner[0] + 2, corner[1] + SIDE), f"{tile.probability:.3f}", fill="black")
-        path = folder / f"{as_file_name(name)}.png"
+        path = folder / f"{stem}.png"
         write_atomically(path, partial(sheet.save, format="png", compress_level=1))
         written.append(path)
     return written
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Names of files for names of anything, without endings: short, allowed on every system, and different where case does not
+    count."""
+    found: list[str] = []
+    taken: set[str] = set()
+    for name in names:
+        stem = as_file_name(name)[:60]
+        if stem.upper() in _DEVICES:
+            stem = f"_{stem}"
+        stem = next(s for s in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if s.casefold() not in taken)
+        taken.add(stem.casefold())
+        found.append(stem)
+    return found
 
 
 def _thumbnail(tile: Any, spec: PreprocessSpec) -> Image.Image:
@@ -104,11 +121,17 @@ DOMAIN_NAME = "zeroshot"
 @dataclass
 class Summary:
     """Totals over all tiles: how many have each label (``unknown``, and "" for those without data or with an error), the sums
-    behind the means of probability and margin, and the errors by tile."""
+    behind the means of probability and margin, the errors by tile, and those of scenes that could not be cut, by path."""
 
     counts: Counter[str] = field(default_factory=Counter)
     sums: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def labelled(self) -> int:
+        """Tiles with a label, ``unknown`` among them."""
+        return sum(count for label, count in self.counts.items() if label)
 
     def add(self, table: pd.DataFrame) -> None:
         """Take a tile table into account."""
@@ -122,7 +145,7 @@ class Summary:
     def table(self, names: tuple[str, ...]) -> pd.DataFrame:
         """One row a label: tiles, share of the labelled ones, and means of probability, margin and entropy."""
         labels = [*names, *sorted(set(self.counts) - {*names, "", UNKNOWN}), UNKNOWN]
-        total = max(1, sum(count for label, count in self.counts.items() if label))
+        total = max(1, self.labelled)
         rows = []
         for label in labels:
             count = self.counts[label]
@@ -154,7 +177,7 @@ def label_list(path: Path, classifier: Classifier, k: int) -> Iterator[Any]:
 def write_totals(folder: Path, summary: Summary, names: tuple[str, ...]) -> None:
     """``summary.csv`` and ``errors.csv``."""
     write_text(folder / "summary.csv", summary.table(names).to_csv(index=False, float_format="%.4f"))
-    wrong = pd.DataFrame(list(summary.errors.items()), columns=["tile_id", "error"])
+    wrong = pd.DataFrame(list((summary.unread | summary.errors).items()), columns=["tile_id", "error"])
     write_text(folder / "errors.csv", wrong.to_csv(index=False))
 
 

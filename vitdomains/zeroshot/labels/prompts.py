@@ -6,8 +6,10 @@ is part of every answer, so a ``PromptSet`` can be written out and read again.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,9 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config.yaml_file import read_yaml
+from vitdomains.core.config.yaml_file import MAX_BYTES, parse_yaml, read_yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
+from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.terminal import nearest
 
 Floats = npt.NDArray[np.float32]
@@ -29,6 +32,9 @@ Encode = Callable[[Sequence[str]], Floats]
 TEMPLATES_FILE = Path(__file__).with_name("templates.yaml")
 DEFAULT_TEMPLATES = ("clip_resisc45",)
 _KEYS = ("name", "synonyms", "aliases", "descriptions", "parent", "background")
+RESERVED = (UNKNOWN, "unsure", "error", "id", "path", "group", "split", "source", "weight", "reviewed", "probability")
+"""Names that no class may have: words that labels and decisions use for none of the classes, and columns of a manifest."""
+_FORM = "Two lines are enough: `classes:`, and below it `  - forest`, a line a class."
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,9 @@ class PromptSet:
     classes: tuple[ClassPrompts, ...]
     templates: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        _check_names(self)
+
     @property
     def names(self) -> tuple[str, ...]:
         """K class names."""
@@ -72,19 +81,81 @@ class PromptSet:
 
 
 def read_classes(source: str | Path, templates: Sequence[str] = ()) -> PromptSet:
-    """Classes from a YAML file, or from a list of names with commas between them.
+    """Classes from a file, or from a list of names with commas between them.
 
     Args:
-        source: Path of the file, or ``forest, river, parking lot``.
+        source: ``forest, river, parking lot``; or a YAML or JSON file with ``classes`` (or a bare list of them); or a text file
+            with a name a line; or a CSV whose column is called name, class or label (others: ``synonyms``, ``aliases``,
+            ``descriptions`` with bars between several, ``parent``, ``background``).
         templates: Names of template sets, or texts with ``{}``; empty: those of the file, else CLIP's for RESISC45.
 
     Raises:
         ConfigError: The file is not what it should be; the message names the class and the key.
     """
     text = str(source)
-    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
-        return make_prompts(read_yaml(text), templates, name=Path(text).stem)
-    return make_prompts({"classes": [part.strip() for part in text.split(",")]}, templates, name="classes")
+    ending = Path(text).suffix.lower()
+    if not Path(text).is_file() and ending not in (".yaml", ".yml", ".json", ".csv", ".tsv", ".txt"):
+        return make_prompts({"classes": [name for part in text.split(",") if (name := part.strip())]}, templates)
+    written = _text_of(Path(text))
+    if ending in (".yaml", ".yml", ".json"):
+        raw = parse_yaml(written, text)
+        raw = {"classes": raw} if isinstance(raw, list) else raw
+    elif ending in (".csv", ".tsv"):
+        raw = {"classes": _csv_entries(written, text)}
+    else:
+        lines = [line.strip() for line in written.splitlines()]
+        raw = {"classes": [line for line in lines if line and not line.startswith("#")]}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{text} is no list of classes.", hint=_FORM)
+    return make_prompts(raw, templates, name=Path(text).stem)
+
+
+def _text_of(file: Path) -> str:
+    """The text of a small file: UTF-8, UTF-16 by its mark, else Windows' code page 1252."""
+    try:
+        with file.open("rb") as stream:
+            raw = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"The class file {file} cannot be read: {error.strerror}.",
+            hint="Give --classes a file, or names with commas.",
+        ) from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"The class file {file} is larger than {MAX_BYTES:,} bytes.", hint=_FORM)
+    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return raw.decode("utf-16", "replace")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")
+
+
+def _csv_entries(text: str, where: str) -> list[dict[str, Any]]:
+    """A row a class; commas, semicolons or tabs between the columns. Without a header the first column is the name."""
+    first = text.lstrip().split("\n", 1)[0]
+    rows = [
+        row for row in csv.reader(text.splitlines(), delimiter=max(",;\t", key=first.count)) if any(map(str.strip, row))
+    ]
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    named = next((word for word in ("name", "class", "label", "classes") if word in header), "")
+    if not named:
+        return [{"name": row[0].strip()} for row in rows]
+    entries = []
+    for row in rows[1:]:
+        cells = {key: cell.strip() for key, cell in zip(header, row, strict=False) if cell.strip()}
+        entry: dict[str, Any] = {"name": cells.get(named, "")}
+        for key in ("synonyms", "aliases", "descriptions"):
+            if key in cells:
+                entry[key] = [part.strip() for part in cells[key].split("|") if part.strip()]
+        entry |= {"parent": cells["parent"]} if "parent" in cells else {}
+        entry |= (
+            {"background": cells["background"].lower() in ("1", "true", "yes", "x")} if "background" in cells else {}
+        )
+        if entry not in entries:
+            entries.append(entry)
+    if not entries:
+        raise ConfigError(f"{where} has a header and no class.", hint="Write a row a class.")
+    return entries
 
 
 def read_prompts(path: str | Path) -> PromptSet:
@@ -110,36 +181,61 @@ def make_prompts(raw: Mapping[str, Any], templates: Sequence[str] = (), name: st
     Raises:
         ConfigError: As ``read_classes``.
     """
-    unknown = sorted(set(raw) - {"name", "templates", "classes"})
+    unknown = sorted(map(str, set(raw) - {"name", "templates", "classes"}))
     if unknown:
-        raise ConfigError(f"{name}: unknown key {unknown[0]!r}.", hint="The keys are name, templates and classes.")
+        raise ConfigError(
+            f"{name}: unknown key {unknown[0]!r}.", hint=f"The keys are name, templates and classes. {_FORM}"
+        )
     entries = raw.get("classes")
     if not isinstance(entries, list) or not entries:
-        raise ConfigError(
-            f"{name}: there are no classes.", hint="Write a list of names, or of mappings with a name, under `classes`."
-        )
+        raise ConfigError(f"{name}: there are no classes.", hint=f"Write names, or mappings with a name. {_FORM}")
     wanted = templates or _texts(raw.get("templates", list(DEFAULT_TEMPLATES)), f"{name}: templates")
     sentences = expand_templates(wanted)
     classes = tuple(_one_class(entry, sentences, name) for entry in entries)
-    names = [c.name for c in classes]
-    double = [n for n in names if names.count(n) > 1]
-    if double:
-        raise ConfigError(f"{name}: the class {double[0]!r} stands twice.", hint="Name each class once; use synonyms.")
-    groups = {part for c in classes for part in c.parent.split("/") if part}
-    if groups & set(names):
-        raise ConfigError(
-            f"{name}: {sorted(groups & set(names))[0]!r} is both a class and a parent.",
-            hint="Give the group another name.",
-        )
     return PromptSet(str(raw.get("name", name)), classes, sentences)
+
+
+def _check_names(prompts: PromptSet) -> None:
+    """Refuse names that two things in a table would share: of classes, of groups, and of words that stand for neither."""
+    where, taken = prompts.name, dict[str, str]()
+    for name in prompts.names:
+        other = taken.setdefault(plain(name), name)
+        if prompts.names.count(name) > 1:
+            raise ConfigError(f"{where}: the class {name!r} stands twice.", hint="Name each class once; use synonyms.")
+        if other != name:
+            raise ConfigError(
+                f"{where}: the classes {other!r} and {name!r} differ in case, blanks, hyphens or underscores only.",
+                hint="Give one of them another name; labels of others are matched without these.",
+            )
+    groups = {plain(part): part for c in prompts.classes for part in c.parent.split("/") if part}
+    for key in groups.keys() & taken.keys():
+        raise ConfigError(
+            f"{where}: {groups[key]!r} is both a class and a parent.", hint="Give the group another name."
+        )
+    for key, name in (taken | groups).items():
+        if name.casefold().strip() in RESERVED or name.casefold().startswith("not ") or not key:
+            raise ConfigError(
+                f"{where}: no class can be called {name!r}, which means something else in labels, decisions or manifests.",
+                hint=f"Give it a name such as '{name or 'x'} area', and {name!r} as a synonym."
+                if key
+                else "A name needs a letter or a digit.",
+            )
+        if "|" in name or not name.isprintable():
+            raise ConfigError(
+                f"{where}: the name {name!r} has a bar or a character that cannot be printed.",
+                hint="Bars stand between the classes of a tile with several; leave them out.",
+            )
 
 
 def _one_class(entry: Any, templates: Sequence[str], where: str) -> ClassPrompts:
     entry = {"name": entry} if isinstance(entry, str) else entry
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"].strip():
-        raise ConfigError(f"{where}: {entry!r} is no class.", hint="Write a name, or a mapping with a name.")
+        raise ConfigError(
+            f"{where}: {entry!r} is no class.",
+            hint="Write a name, or a mapping with a name; names such as 12, no or on stand in quotes.",
+        )
     name = entry["name"].strip()
-    unknown = sorted(set(entry) - set(_KEYS))
+    unknown = sorted(map(str, set(entry) - set(_KEYS)))
     if unknown:
         close = nearest(str(unknown[0]), _KEYS, 1)
         raise ConfigError(
@@ -240,5 +336,6 @@ def matching_class(prompts: PromptSet, label: str) -> str:
 
 
 def plain(name: str) -> str:
-    """A name without case, blanks, hyphens and underscores."""
-    return "".join(c for c in name.casefold() if c.isalnum())
+    """A name without case, blanks, hyphens, underscores and other punctuation; the marks of other scripts stay."""
+    folded = unicodedata.normalize("NFKC", name.casefold())
+    return "".join(c for c in folded if unicodedata.category(c)[0] not in "PZC")

@@ -56,13 +56,13 @@ def refine(
         index: With the embeddings.
         tiles: The tile table.
         keys: Tile id -> content key.
-        reviewed: Tile id -> class.
+        reviewed: Tile id -> class; other words do not count.
 
     Raises:
         ManifestError: Fewer than two classes were reviewed, or one with a single tile.
     """
     names = classifier.prompts.names
-    ids = [t for t in tiles["tile_id"] if t in reviewed]
+    ids = [t for t in tiles["tile_id"] if reviewed.get(t) in names]
     vectors, _ = index.take(index.find(keys[t] for t in ids))
     known = ~np.isnan(vectors).any(axis=1)
     x, truth = vectors[known].astype(np.float64), np.array([names.index(reviewed[t]) for t in ids])[known]

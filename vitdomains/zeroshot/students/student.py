@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,10 @@ from vitdomains.core.bundle import read_bundle
 from vitdomains.core.data.manifest import make_manifest, read_manifest, write_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
-from vitdomains.core.files import as_file_name, write_atomically, write_text
+from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, classes_of
 from vitdomains.zeroshot.embeddings.reader import read_pixels
+from vitdomains.zeroshot.labels.outputs import file_names
 from vitdomains.zeroshot.labels.prompts import plain
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,7 @@ def read_tiles(labels: str | Path) -> pd.DataFrame:
 
 
 def read_reviewed(file: str | Path, tiles: pd.DataFrame, digests: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Labels that people gave: tile id -> class.
+    """Labels that people gave: tile id -> class, or ``unknown`` for a tile that was looked at and is none of them.
 
     Args:
         file: A table (.csv, .parquet) with ``tile_id`` (or ``id``) and ``label``; or what ``reviews export`` writes, with
@@ -57,7 +59,7 @@ def read_reviewed(file: str | Path, tiles: pd.DataFrame, digests: Mapping[str, s
     path = Path(file)
     if not path.is_file():
         raise ManifestError(f"There is no file {path}.", hint="Give the table of reviewed labels.")
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
+    table = _table(path)
     classes = classes_of(list(tiles.columns))
     if any(str(c).startswith("label:") for c in table.columns):
         m = read_manifest(path)
@@ -71,24 +73,41 @@ def read_reviewed(file: str | Path, tiles: pd.DataFrame, digests: Mapping[str, s
                 f"{path} has the columns {', '.join(map(str, table.columns))}.", hint="It needs tile_id and label."
             )
         table = table.dropna(subset=[key, label])
+        # The last word on a tile counts.
         given = dict(zip(table[key].astype(str), table[label].astype(str), strict=True))
         if key == "item":
             known = {
                 digests[p]: t for p, t in zip(tiles["path"], tiles["tile_id"], strict=True) if digests and p in digests
             }
             given = {known[item]: value for item, value in given.items() if item in known}
-    spelled = {plain(c): c for c in classes}
-    strange = {value for value in given.values() if plain(value) not in spelled and value not in ("", UNKNOWN)}
+    spelled = {plain(c): c for c in classes} | {plain(word): UNKNOWN for word in (UNKNOWN, "unsure", "")}
+    given = {t: UNKNOWN if v.startswith("not ") else v for t, v in given.items()}
+    strange = {value for value in given.values() if plain(value) not in spelled}
     if strange:
         raise ManifestError(
             f"{path}: {', '.join(sorted(strange)[:5])} are none of the classes {', '.join(classes)}.",
             hint="Correct the labels, or label the tiles again with these classes.",
         )
     present = set(tiles["tile_id"])
-    found = {t: spelled[plain(v)] for t, v in given.items() if t in present and plain(v) in spelled}
-    if not found:
+    foreign = [t for t in given if t not in present]
+    if foreign:
+        logger.warning("%d reviewed ids are none of the tiles: %s", len(foreign), ", ".join(foreign[:5]))
+    found = {t: spelled[plain(v)] for t, v in given.items() if t in present}
+    if set(found.values()) <= {UNKNOWN}:
         raise ManifestError(f"{path} has a label for none of the tiles.", hint="Compare its tile_id with labels.csv.")
     return found
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """A table as text; only the empty cell is missing, for ids may be numbers and a class may be called NA."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype="str", keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise ManifestError(
+            f"{path} cannot be read as a table: {error}.", hint="Save it as CSV in UTF-8, with commas, or as Parquet."
+        ) from error
 
 
 def student_manifest(
@@ -151,7 +170,10 @@ def _chip(tile: Any, folder: Path, spec: PreprocessSpec) -> str:
     """Path of the tile's own file, cut from its scene where it has none."""
     if tile.width < 0:
         return str(tile.path)
-    path = (folder / as_file_name(tile.tile_id)).with_suffix(".tif" if spec.bands else ".png").absolute()
+    # Ids are long and may differ in what no name of a file can hold.
+    digest = hashlib.sha256(tile.tile_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    (stem,) = file_names([tile.tile_id])
+    path = (folder / f"{stem}-{digest}{'.tif' if spec.bands else '.png'}").absolute()
     if path.is_file():
         return str(path)
     pixels, _ = read_pixels(tile.path, (tile.col, tile.row, tile.width, tile.height), spec)
