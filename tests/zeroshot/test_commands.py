@@ -15,7 +15,7 @@ from tests.zeroshot import tiny
 from tests.zeroshot.labels.test_label import write_scene
 from vitdomains import satellite
 from vitdomains.core.bundle import read_bundle
-from vitdomains.core.commands import cli
+from vitdomains.core.commands.explain import explain
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
@@ -164,7 +164,7 @@ def test_heat_maps_come_from_the_bundle(root: Path, tmp_path: Path) -> None:
         "--out",
         str(out),
     ]
-    assert cli.explain(DOMAIN, words) == 0
+    assert explain(DOMAIN, words) == 0
     assert out.read_bytes()[1:4] == b"PNG"
 
 

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
-from vitdomains.core.config.schema import Config, Data
-from vitdomains.core.data.dataset import ReadRegions
-from vitdomains.core.data.manifest import Manifest
-from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.tasks import Kind
+    from vitdomains.core.config.schema import Config, Data
+    from vitdomains.core.data.dataset import ReadRegions
+    from vitdomains.core.data.manifest import Manifest
+    from vitdomains.core.data.preprocess import PreprocessSpec
+    from vitdomains.core.tasks import Kind
 
-ReadImage = Callable[[str | Path], np.ndarray]
-ReadChecked = Callable[[str | Path], tuple[np.ndarray, str]]
+ReadImage = Callable[[str | Path], "np.ndarray"]
+ReadChecked = Callable[[str | Path], "tuple[np.ndarray, str]"]
+
+
+@dataclass(frozen=True)
+class Deferred:
+    """A function by its address, ``package.module:name``, imported at its first call.
+
+    A domain and a table of commands made of these cost nothing to import. It can be pickled, so it travels to workers.
+    """
+
+    address: str
+    about: str = ""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function."""
+        module, name = self.address.split(":")
+        return getattr(importlib.import_module(module), name)(*args, **kwargs)
 
 
 @dataclass(frozen=True)

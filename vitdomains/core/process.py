@@ -6,8 +6,6 @@ import os
 import platform
 import sys
 
-import torch
-
 _ALLOCATOR = {
     # glibc gives large blocks back at every free and faults them in again at the next forward; keeping them is faster.
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
@@ -46,4 +44,6 @@ def helps_another() -> bool:
 
 def has_fast_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware (AVX-512 BF16 or AMX); without it autocast is slower than float32."""
+    import torch
+
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -1,7 +1,8 @@
-"""What the commands show: log lines, progress with an honest time left, errors in two lines."""
+"""The terminal: arguments, log lines, progress with an honest time left, errors in two lines."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import logging
 import time
@@ -12,10 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vitdomains.core.errors import VitDomainsError
-
-# --------------------
-# Finds what a misspelt name was meant to be.
+from vitdomains.core.errors import ConfigError, VitDomainsError
 
 
 def nearest(name: str, known: Sequence[str], count: int = 2) -> list[str]:
@@ -119,3 +117,13 @@ def show_error(error: VitDomainsError) -> None:
     messages.print(f"error: {error.message}", style="bold red", markup=False, highlight=False, soft_wrap=True)
     if error.hint:
         messages.print(f"  try: {error.hint}", markup=False, highlight=False, soft_wrap=True)
+
+
+def parse_args(parser: argparse.ArgumentParser, argv: Sequence[str], usage: str) -> argparse.Namespace:
+    """``parser.parse_args``, where a wrong argument is a ConfigError that says how to call the command."""
+
+    def fail(message: str) -> None:
+        raise ConfigError(f"{parser.prog}: {message}.", hint=f"Call it as: {parser.prog} {usage}")
+
+    parser.error = fail  # type: ignore[assignment, method-assign]
+    return parser.parse_args(argv)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
-from vitdomains.core.domain import Domain
-from vitdomains.cxr.data.sources import SOURCES, build_manifest, read_regions
-from vitdomains.cxr.film.film import read_image
-from vitdomains.cxr.quality import read_checked
+from vitdomains.core.domain import Deferred, Domain
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 
@@ -26,13 +23,21 @@ def default_config() -> Config:
 DOMAIN = Domain(
     name="cxr",
     title="Chest X-ray findings",
-    build_manifest=build_manifest,
-    read_image=read_image,
+    build_manifest=Deferred("vitdomains.cxr.data.sources:build_manifest"),
+    read_image=Deferred("vitdomains.cxr.film.film:read_image"),
     task="multilabel",
     default_config=default_config,
     extensions=(".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""),
-    sources=tuple(SOURCES),
+    sources=(
+        "phantoms",
+        "nih",
+        "chexpert",
+        "padchest",
+        "vindr",
+        "mimic",
+        "csv",
+    ),
     notice=NOTICE,
-    read_regions=read_regions,
-    read_checked=read_checked,
+    read_regions=Deferred("vitdomains.cxr.data.sources:read_regions"),
+    read_checked=Deferred("vitdomains.cxr.quality:read_checked"),
 )

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
-from vitdomains.core.domain import Domain
-from vitdomains.satellite.data.reader import complete_spec, read_image, reader
-from vitdomains.satellite.data.sources import SOURCES, build_manifest
+from vitdomains.core.domain import Deferred, Domain
 
 
 def default_config() -> Config:
@@ -21,12 +19,23 @@ def default_config() -> Config:
 DOMAIN = Domain(
     name="satellite",
     title="Land use and land cover of tiles",
-    build_manifest=build_manifest,
-    read_image=read_image,
+    build_manifest=Deferred("vitdomains.satellite.data.sources:build_manifest"),
+    read_image=Deferred("vitdomains.satellite.data.reader:read_image"),
     task="singlelabel",
     default_config=default_config,
     extensions=(".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png"),
-    sources=tuple(SOURCES),
-    reader=reader,
-    preprocess=complete_spec,
+    sources=(
+        "eurosat",
+        "aid",
+        "resisc45",
+        "ucmerced",
+        "rsscn7",
+        "bigearthnet",
+        "bigearthnet43",
+        "folders",
+        "tiles",
+        "csv",
+    ),
+    reader=Deferred("vitdomains.satellite.data.reader:reader"),
+    preprocess=Deferred("vitdomains.satellite.data.reader:complete_spec"),
 )

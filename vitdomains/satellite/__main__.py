@@ -5,17 +5,18 @@ from __future__ import annotations
 import sys
 
 from vitdomains.core.commands.cli import Command, main
+from vitdomains.core.domain import Deferred
 from vitdomains.satellite import DOMAIN
-from vitdomains.satellite.data.statistics import statistics_command
-from vitdomains.satellite.scenes.map import map_command
-from vitdomains.satellite.scenes.queue import command as queue_command
-from vitdomains.satellite.scenes.tiles import command as tile_command
 
 COMMANDS: dict[str, Command] = {
-    "map": map_command,
-    "tile": tile_command,
-    "queue": queue_command,
-    "statistics": statistics_command,
+    "map": Deferred(
+        "vitdomains.satellite.scenes.map:map_command", "Label whole scenes: maps, tables of tiles, vectors."
+    ),
+    "tile": Deferred("vitdomains.satellite.scenes.tiles:command", "Cut labelled tiles from scenes and labels."),
+    "queue": Deferred("vitdomains.satellite.scenes.queue:command", "Choose the tiles that are worth labelling next."),
+    "statistics": Deferred(
+        "vitdomains.satellite.data.statistics:statistics_command", "Measure mean and deviation of bands."
+    ),
 }
 
 

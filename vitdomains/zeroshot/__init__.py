@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
-from vitdomains.core.domain import Domain
-from vitdomains.zeroshot.embeddings.reader import read_image, reader
-from vitdomains.zeroshot.embeddings.sources import SOURCES, build_manifest
-from vitdomains.zeroshot.embeddings.store import EXTENSIONS
-from vitdomains.zeroshot.models.towers import clip_zero_shot_classification
+from vitdomains.core.domain import Deferred, Domain
 
 __all__ = ["DOMAIN", "clip_zero_shot_classification", "default_config"]
 
@@ -22,14 +18,19 @@ def default_config() -> Config:
     )
 
 
+clip_zero_shot_classification = Deferred("vitdomains.zeroshot.models.towers:clip_zero_shot_classification")
+
 DOMAIN = Domain(
     name="zeroshot",
     title="Zero-shot labels of tiles",
-    build_manifest=build_manifest,
-    read_image=read_image,
+    build_manifest=Deferred("vitdomains.zeroshot.embeddings.sources:build_manifest"),
+    read_image=Deferred("vitdomains.zeroshot.embeddings.reader:read_image"),
     task="singlelabel",
     default_config=default_config,
-    extensions=EXTENSIONS,
-    sources=tuple(SOURCES),
-    reader=reader,
+    extensions=(".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".bmp", ".webp"),
+    sources=(
+        "folders",
+        "tiles",
+    ),
+    reader=Deferred("vitdomains.zeroshot.embeddings.reader:reader"),
 )

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vitdomains.core.bundle import read_bundle, update_bundle
-from vitdomains.core.commands import cli
+from vitdomains.core.commands.evaluate import evaluate as evaluate_bundle
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError
@@ -134,7 +134,7 @@ def search(domain: Domain, argv: list[str]) -> int:
 def evaluate(domain: Domain, argv: list[str]) -> int:
     """Measure labels on a labelled folder, with the prompt ensemble and without; or a bundle, as in every domain."""
     if argv and (Path(argv[0]) / "bundle.json").is_file():
-        return cli.evaluate(domain, argv)
+        return evaluate_bundle(domain, argv)
     parser = _parser(domain, "evaluate", evaluate)
     parser.add_argument("data", help="folder with a folder a class, or a table with path and label; or a bundle")
     _add_classes(parser)

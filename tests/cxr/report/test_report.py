@@ -17,10 +17,11 @@ from vitdomains.core.files import file_sha256
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.store import Answer, Decision, Region, ReviewStore
 from vitdomains.cxr import DOMAIN, NOTICE
+from vitdomains.cxr.commands import report
 from vitdomains.cxr.film.film import read_image
 from vitdomains.cxr.report.content import FilmReport
 from vitdomains.cxr.report.neighbours import HeldOut, read_held_out, wilson
-from vitdomains.cxr.report.report import make_report, report, write_report
+from vitdomains.cxr.report.report import make_report, write_report
 
 
 @pytest.fixture(scope="module")

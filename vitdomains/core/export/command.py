@@ -18,13 +18,13 @@ from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import select_classes, subset
 from vitdomains.core.domain import Domain
-from vitdomains.core.errors import ConfigError, ExportError, ManifestError
+from vitdomains.core.errors import ExportError, ManifestError
 from vitdomains.core.export.checks import ALLOWED_LOSS
 from vitdomains.core.export.formats import FORMATS
 from vitdomains.core.export.int8 import Calibration
 from vitdomains.core.export.job import Exported, Options, export_bundle
 from vitdomains.core.export.onnx import OPSET
-from vitdomains.core.terminal import OnProgress, console, shown_progress
+from vitdomains.core.terminal import OnProgress, console, parse_args, shown_progress
 
 USAGE = "BUNDLE --formats onnx,openvino,int8 [--with_preprocessing] [--data.KEY VALUE ...]"
 
@@ -142,15 +142,9 @@ def parse(domain: Domain, argv: Sequence[str]) -> tuple[str, Options, list[str]]
     )
     parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
     parser.add_argument("--batch_size", type=int, default=8, help="images a forward pass (default: %(default)s)")
-    parser.exit_on_error = False
-
-    def fail(message: str) -> None:
-        raise ConfigError(f"{prog}: {message}.", hint=f"Call it as: {prog} {USAGE}")
-
-    parser.error = fail  # type: ignore[assignment, method-assign]
     if {"-h", "--help"} & {*own, *rest}:
         parser.parse_args(["--help"])
-    args = parser.parse_args(own)
+    args = parse_args(parser, own, USAGE)
     options = Options(
         _names(args.formats), args.with_preprocessing, _names(args.keep), args.calibration, args.calibration_images,
         args.allowed_loss, args.opset, args.threads, args.batch_size,

@@ -5,24 +5,20 @@ No patient's data is copied unless it is asked for; a DICOM SR names the study b
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydicom.charset import convert_encodings, decode_bytes
 
-from vitdomains.core.domain import Domain
-from vitdomains.core.errors import ImageError, VitDomainsError
-from vitdomains.core.explain import METHODS
+from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.explain.attention import attention_blocks
 from vitdomains.core.explain.overlay import overlay
 from vitdomains.core.explain.render import Explained, explain_file, faithfulness_text, png
 from vitdomains.core.files import file_sha256
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.review.agreement import resolved
-from vitdomains.core.review.store import Decision, ReviewStore
-from vitdomains.core.terminal import console
+from vitdomains.core.review.store import Decision
 from vitdomains.cxr.film.display import read_facts
 from vitdomains.cxr.film.film import read_film
 from vitdomains.cxr.film.header import Header
@@ -151,39 +147,3 @@ def write_report(report: FilmReport, path: str | Path) -> Path:
     if target.suffix not in writers:
         raise VitDomainsError(f"{target} is neither .html, .pdf nor .dcm.", hint="Change the ending of --out.")
     return writers[target.suffix](report, target)
-
-
-def report(domain: Domain, argv: list[str]) -> int:
-    """Write the report of one film: HTML, PDF or DICOM SR."""
-    parser = argparse.ArgumentParser(prog=f"python -m vitdomains.{domain.name} report", description=report.__doc__)
-    parser.add_argument("bundle", help="folder that train wrote")
-    parser.add_argument("film", help="DICOM, PNG or JPEG file")
-    parser.add_argument("--out", action="append", default=[],
-                        help=".html, .pdf or .dcm (DICOM SR); may be repeated (default: report.html)")  # fmt: skip
-    parser.add_argument("--store", default="", help="database URL of the reviews, to include the readers' decisions")
-    parser.add_argument("--finding", action="append", default=[], help="draw the heat map of it; may be repeated")
-    parser.add_argument(
-        "--method", default="", choices=("", *sorted(METHODS)), help="of the heat maps (default: by model)"
-    )
-    parser.add_argument("--with_patient", action="store_true", help="copy name, identifiers and dates of the patient")
-    args = parser.parse_args(argv)
-    predictor = Predictor(args.bundle, domain.read_image)
-    decisions: list[Decision] = []
-    if not Path(args.film).is_file():
-        raise ImageError(args.film, "is not there", tag="file", value="absent", hint="Check the path.")
-    if args.store:
-        with ReviewStore(args.store) as store:
-            decisions = store.decisions(item=file_sha256(Path(args.film)))
-    made = make_report(
-        predictor, args.film, notice=domain.notice, decisions=decisions, findings=args.finding, method=args.method,
-        with_patient=args.with_patient,
-    )  # fmt: skip
-    for out in args.out or ["report.html"]:
-        console.print(f"report: {write_report(made, out)}")
-    for line in sorted(made.findings, key=lambda f: -f.probability):
-        mark = "called" if line.called else ""
-        console.print(
-            f"  {line.name:<22}{line.probability:6.3f}  threshold {line.threshold:.3f}  {mark}", highlight=False
-        )
-    console.print(domain.notice)
-    return 0
