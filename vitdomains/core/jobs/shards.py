@@ -4,7 +4,7 @@ The plan is written first. A shard is the unit of work; its result is one Parque
 beside it that carries the file's sha256 and comes last. What has no record, or does not fit it, does not count and is done
 again; what has one is never redone. Only the process that the user started writes, so workers may die at any moment.
 
-    out/plan.json  out/plan.parquet  out/shards/shard-000000.parquet  out/shards/shard-000000.json
+    out/plan.json  out/shards/shard-000000.parquet  out/shards/shard-000000.json
 """
 
 from __future__ import annotations
@@ -80,7 +80,6 @@ def plan_shards(plan: pd.DataFrame, out: Path, shard_size: int, context: dict[st
     if description.is_file():
         _refuse_another(out, json.loads(description.read_text(encoding="utf-8")), job)
     else:
-        write_atomically(out / "plan.parquet", lambda part: plan.to_parquet(part, index=False))
         write_text(description, json.dumps(job, indent=1))
     return [
         Shard(index, plan.iloc[start : start + shard_size])
