@@ -33,7 +33,7 @@ from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.zeroshot.embeddings.store import TilePlan, plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
-from vitdomains.zeroshot.models.clip_tokenizer import BPE_FILE, tokenizer_from_merges
+from vitdomains.zeroshot.models.openclip import BPE_FILE, tokenizer_from_merges
 from vitdomains.zeroshot.models.towers import Parts, Towers, load_towers
 
 CLASSES = "forest, river or lake, residential buildings, parking lot, industrial area, farmland, grassland"

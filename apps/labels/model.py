@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from apps.labels.store import Labels
 from apps.shared.loading import Loading
 from vitdomains.core.errors import ConfigError
-from vitdomains.zeroshot.embeddings.search import text_query
+from vitdomains.zeroshot.embeddings.run import text_query
 from vitdomains.zeroshot.labels.classify import Classifier
 from vitdomains.zeroshot.labels.label import Options, text_classifier
 from vitdomains.zeroshot.labels.prompts import PromptSet

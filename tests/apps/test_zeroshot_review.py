@@ -243,8 +243,8 @@ def test_thresholds_move_tiles_to_unknown(app: App) -> None:
 
 
 def test_search_finds_what_the_command_finds_and_tiles_like_a_tile(app: App, towers: Towers) -> None:
-    from vitdomains.zeroshot.embeddings.search import nearest_tiles, text_query
-    from vitdomains.zeroshot.embeddings.store import open_index
+    from vitdomains.zeroshot.embeddings.run import text_query
+    from vitdomains.zeroshot.embeddings.store import nearest_tiles, open_index
 
     page = app.open()
     page.text_input(key="q").set_value("blue water").run()

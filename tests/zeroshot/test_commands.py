@@ -22,8 +22,15 @@ from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.terminal import console
 from vitdomains.satellite.scenes.map import map_command
 from vitdomains.zeroshot import DOMAIN
-from vitdomains.zeroshot.commands import convert_command, embed, evaluate, label, search
-from vitdomains.zeroshot.students.refine import refine_command, student_command
+from vitdomains.zeroshot.commands import (
+    convert_command,
+    embed,
+    evaluate,
+    label,
+    refine_command,
+    search,
+    student_command,
+)
 from vitdomains.zeroshot.students.student import read_tiles
 
 CLASSES = "forest, river, town"

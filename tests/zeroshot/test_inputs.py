@@ -12,13 +12,13 @@ from PIL import Image
 
 from apps.labels.pictures import Pictures
 from tests.zeroshot import tiny
-from vitdomains.core.commands import cli
+from vitdomains.core.commands.predict import predict
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.zeroshot import DOMAIN, clip_zero_shot_classification
 from vitdomains.zeroshot.commands import embed, label
 from vitdomains.zeroshot.embeddings.reader import decode
-from vitdomains.zeroshot.embeddings.search import image_query
+from vitdomains.zeroshot.embeddings.run import image_query
 from vitdomains.zeroshot.labels.outputs import file_names
 from vitdomains.zeroshot.labels.prompts import make_prompts, plain, read_classes
 from vitdomains.zeroshot.models.towers import Towers, load_towers
@@ -151,10 +151,7 @@ def test_a_turned_photograph_is_one_picture_on_every_way(
     assert seen[0] == seen[1]
     files = [str(photos / f) for f in ("upright.png", "turned_6.png", "turned_8.webp")]
     out = tmp_path / "predictions.csv"
-    assert (
-        cli.predict(DOMAIN, [str(tmp_path / "labels" / "bundle"), *files, "--out", str(out), "--precision", "fp32"])
-        == 0
-    )
+    assert predict(DOMAIN, [str(tmp_path / "labels" / "bundle"), *files, "--out", str(out), "--precision", "fp32"]) == 0
     scores = pd.read_csv(out).select_dtypes("number").to_numpy()
     np.testing.assert_allclose(scores[1:], scores[[0, 0]], atol=1e-4)
 

@@ -1,37 +1,26 @@
-"""The commands of zero-shot: label, embed, search, evaluate, refine, student, convert. Words in, calls of the other rooms."""
+"""The commands of zero-shot: label, embed, search, evaluate, refine, student, convert.
+
+What computes is imported after the arguments were parsed, so that help and a usage error come at once.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
-
-from vitdomains.core.bundle import read_bundle, update_bundle
-from vitdomains.core.commands.evaluate import evaluate as evaluate_bundle
-from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.domain import Domain
-from vitdomains.core.errors import ConfigError
-from vitdomains.core.evaluation.evaluate import summary
-from vitdomains.core.evaluation.report import terminal_table, write_report
-from vitdomains.core.geo.map.run import Means
-from vitdomains.core.geo.map.tiles_table import UNKNOWN
-from vitdomains.core.jobs.shards import Executor
-from vitdomains.core.terminal import console, messages, shown_progress
-from vitdomains.zeroshot.embeddings.reader import with_bands
-from vitdomains.zeroshot.embeddings.search import image_query, nearest_tiles, text_query
-from vitdomains.zeroshot.embeddings.sources import labelled_sample
-from vitdomains.zeroshot.embeddings.store import open_index, plan_tiles
-from vitdomains.zeroshot.labels.assess import VARIANTS, assess
-from vitdomains.zeroshot.labels.label import Compute, Labelled, Options, embed_tiles, label_tiles
-from vitdomains.zeroshot.labels.prompts import PromptSet, read_classes
-from vitdomains.zeroshot.models.openclip import convert
-from vitdomains.zeroshot.models.towers import Towers, load_towers
+from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.terminal import console, messages, parse_args, shown_progress
+
+if TYPE_CHECKING:
+    from vitdomains.zeroshot.labels.label import Compute, Labelled
+    from vitdomains.zeroshot.labels.prompts import PromptSet
+    from vitdomains.zeroshot.models.towers import Towers
 
 logger = logging.getLogger(__name__)
 
@@ -43,27 +32,22 @@ def label(domain: Domain, argv: list[str]) -> int:
     parser = _parser(domain, "label", label)
     parser.add_argument("inputs", nargs="+", help="image files, folders of them; with --tile scenes")
     _add_classes(parser)
-    parser.add_argument("--out", default="labels", help="folder to write (default: %(default)s)")
-    parser.add_argument(
-        "--index", default="", help="folder of embeddings; other classes on it cost no image pass (OUT/index)"
-    )
+    _option(parser, "out", "labels", "folder to write (default: %(default)s)")
+    _option(parser, "index", "", "folder of embeddings; other classes on it cost no image pass (OUT/index)")
     _add_tiling(parser)
     _add_scores(parser)
-    parser.add_argument(
-        "--calibrate", default="", help="labelled tiles, a class folder or a table: temperature, thresholds"
-    )
-    parser.add_argument(
-        "--prior", action="store_true", help="correct every scene for its own class shares (Saerens et al. 2002)"
-    )
-    parser.add_argument(
-        "--min_valid", type=float, default=0.25, help="skip tiles with less data than this share (%(default)s)"
-    )
-    parser.add_argument("--top_k", type=int, default=3, help="classes listed in labels.csv (%(default)s)")
-    parser.add_argument("--no_sheets", action="store_true", help="draw no contact sheets")
-    _add_strict(parser)
+    _option(parser, "calibrate", "", "labelled tiles, a class folder or a table: temperature, thresholds")
+    _option(parser, "prior", False, "correct every scene for its own class shares (Saerens et al. 2002)")
+    _option(parser, "min_valid", 0.25, "skip tiles with less data than this share (%(default)s)")
+    _option(parser, "top_k", 3, "classes listed in labels.csv (%(default)s)")
+    _option(parser, "no_sheets", False, "draw no contact sheets")
     _add_compute(parser)
-    args = _parse(parser, argv)
+    args = _parse(parser, argv, "INPUTS ... --classes CLASSES [--out FOLDER]")
     prompts = _prompts(args)
+    from vitdomains.zeroshot.embeddings.sources import labelled_sample
+    from vitdomains.zeroshot.embeddings.store import plan_tiles
+    from vitdomains.zeroshot.labels.label import Options, label_tiles
+
     towers = _towers(args)
     options = Options(args.scores, args.threshold, args.prior, args.min_valid, args.top_k, sheets=not args.no_sheets)
     sample = labelled_sample(args.calibrate, prompts) if args.calibrate else None
@@ -81,11 +65,13 @@ def embed(domain: Domain, argv: list[str]) -> int:
     """Embed tiles into an index, for labels and searches to come."""
     parser = _parser(domain, "embed", embed)
     parser.add_argument("inputs", nargs="+", help="image files, folders of them; with --tile scenes")
-    parser.add_argument("--index", default="index", help="folder of embeddings (default: %(default)s)")
+    _option(parser, "index", "index", "folder of embeddings (default: %(default)s)")
     _add_tiling(parser)
-    _add_strict(parser)
     _add_compute(parser)
-    args = _parse(parser, argv)
+    args = _parse(parser, argv, "INPUTS ... [--index FOLDER]")
+    from vitdomains.zeroshot.embeddings.store import plan_tiles
+    from vitdomains.zeroshot.labels.label import embed_tiles
+
     plan = plan_tiles(args.inputs, args.tile, args.overlap)
     towers = _towers(args)
     with shown_progress() as on_progress:
@@ -100,14 +86,16 @@ def search(domain: Domain, argv: list[str]) -> int:
     """Find the tiles of an index that are nearest to a text or a picture."""
     parser = _parser(domain, "search", search)
     parser.add_argument("query", help="a text, or an image file")
-    parser.add_argument("--index", default="index", help="folder of embeddings (default: %(default)s)")
-    parser.add_argument("--model", default="", help="default: where the index's model was loaded from")
-    parser.add_argument(
-        "--templates", default="", help="sets or texts with {}, comma-separated (default: clip_resisc45)"
-    )
-    parser.add_argument("--top", type=int, default=20, help="tiles to show (default: %(default)s)")
-    parser.add_argument("--out", default="", help="CSV to write, with the exact prompts")
-    args = _parse(parser, argv)
+    _option(parser, "index", "index", "folder of embeddings (default: %(default)s)")
+    _option(parser, "model", "", "default: where the index's model was loaded from")
+    _option(parser, "templates", "", "sets or texts with {}, comma-separated (default: clip_resisc45)")
+    _option(parser, "top", 20, "tiles to show (default: %(default)s)")
+    _option(parser, "out", "", "CSV to write, with the exact prompts")
+    args = _parse(parser, argv, "QUERY [--index FOLDER]")
+    from vitdomains.zeroshot.embeddings.run import image_query, text_query
+    from vitdomains.zeroshot.embeddings.store import nearest_tiles, open_index
+    from vitdomains.zeroshot.models.towers import load_towers
+
     index = open_index(args.index)
     towers = load_towers(args.model or index.about.source)
     if towers.id != index.about.model_id:
@@ -134,20 +122,26 @@ def search(domain: Domain, argv: list[str]) -> int:
 def evaluate(domain: Domain, argv: list[str]) -> int:
     """Measure labels on a labelled folder, with the prompt ensemble and without; or a bundle, as in every domain."""
     if argv and (Path(argv[0]) / "bundle.json").is_file():
+        from vitdomains.core.commands.evaluate import evaluate as evaluate_bundle
+
         return evaluate_bundle(domain, argv)
     parser = _parser(domain, "evaluate", evaluate)
     parser.add_argument("data", help="folder with a folder a class, or a table with path and label; or a bundle")
     _add_classes(parser)
-    parser.add_argument("--out", default="zeroshot_report", help="folder of the report (default: %(default)s)")
-    parser.add_argument("--index", default="", help="folder of embeddings (default: OUT/index)")
-    parser.add_argument(
-        "--bootstrap", type=int, default=1000, help="replicates behind the intervals (default: %(default)s)"
-    )
-    parser.add_argument("--bundle", default="", help="a bundle of the same classes that the result is written into")
+    _option(parser, "out", "zeroshot_report", "folder of the report (default: %(default)s)")
+    _option(parser, "index", "", "folder of embeddings (default: OUT/index)")
+    _option(parser, "bootstrap", 1000, "replicates behind the intervals (default: %(default)s)")
+    _option(parser, "bundle", "", "a bundle of the same classes that the result is written into")
     _add_scores(parser)
     _add_compute(parser)
-    args = _parse(parser, argv)
+    args = _parse(parser, argv, "DATA --classes CLASSES [--out FOLDER]")
     prompts = _prompts(args)
+    from vitdomains.core.bundle import read_bundle, update_bundle
+    from vitdomains.core.evaluation.evaluate import summary
+    from vitdomains.core.evaluation.report import terminal_table, write_report
+    from vitdomains.zeroshot.embeddings.sources import labelled_sample
+    from vitdomains.zeroshot.labels.label import VARIANTS, Options, assess
+
     towers, out = _towers(args), Path(args.out)
     sample = labelled_sample(args.data, prompts)
     with shown_progress() as on_progress:
@@ -174,17 +168,81 @@ def convert_command(domain: Domain, argv: list[str]) -> int:
     """Convert an open_clip checkpoint (RemoteCLIP, GeoRSCLIP, SkyCLIP, LAION) to a folder for --model."""
     parser = _parser(domain, "convert", convert_command)
     parser.add_argument("checkpoint", help="file (.pt, .safetensors), or on the hub: OWNER/NAME/FILE")
-    parser.add_argument("--architecture", required=True, help="name in open_clip, such as ViT-B-32, or its JSON file")
-    parser.add_argument("--out", required=True, help="folder to write")
-    parser.add_argument(
-        "--activation", default="auto", choices=("auto", "gelu", "quick_gelu"), help="(default: %(default)s)"
-    )
-    parser.add_argument(
-        "--tokenizer", default="", help="CLIP's: folder, hub id or merges file (default: open_clip's, or the hub)"
-    )
-    args = parser.parse_args(argv)
+    _option(parser, "architecture", "", "name in open_clip, such as ViT-B-32, or its JSON file", required=True)
+    _option(parser, "out", "", "folder to write", required=True)
+    _option(parser, "activation", "auto", "(default: %(default)s)", choices=("auto", "gelu", "quick_gelu"))
+    _option(parser, "tokenizer", "", "CLIP's: folder, hub id or merges file (default: open_clip's, or the hub)")
+    args = _parse(parser, argv, "CHECKPOINT --architecture NAME --out FOLDER")
+    from vitdomains.zeroshot.models.openclip import convert
+
     folder = convert(args.checkpoint, args.architecture, args.out, activation=args.activation, tokenizer=args.tokenizer)
     console.print(f"model: {folder}")
+    return 0
+
+
+def student_command(domain: Domain, argv: list[str]) -> int:
+    """Write what a student is trained with: reviewed and confident labels with weights, and a training file."""
+    parser = _parser(domain, "student", student_command)
+    parser.add_argument("labels", help="folder that label wrote")
+    _option(parser, "reviewed", "", "table with tile_id and label, or what `reviews export` wrote")
+    _option(parser, "confident", 0.9, "least probability of other labels (%(default)s)")
+    _option(parser, "weight", 0.5, "of those labels, times their probability (%(default)s)")
+    _option(parser, "out", "", "training file to write (default: LABELS/student.yaml)")
+    args = _parse(parser, argv, "LABELS [--reviewed TABLE]")
+    from vitdomains.zeroshot.students.student import student_config, student_manifest
+
+    folder = Path(args.labels)
+    reviewed = _reviewed(folder, args.reviewed) if args.reviewed else {}
+    manifest = student_manifest(folder, reviewed, args.confident, args.weight)
+    config = student_config(folder, args.out or folder / "student.yaml")
+    console.print(
+        f"manifest  {manifest}\nnext:\n  python -m vitdomains.satellite train --config {config}", soft_wrap=True
+    )
+    return 0
+
+
+def refine_command(domain: Domain, argv: list[str]) -> int:
+    """Label again with a linear probe on reviewed tiles; no image is read."""
+    parser = _parser(domain, "refine", refine_command)
+    parser.add_argument("labels", help="folder that label wrote")
+    _option(parser, "reviewed", "", "table with tile_id and label, or what `reviews export` wrote", required=True)
+    _option(parser, "out", "", "folder to write", required=True)
+    _option(parser, "threshold", -1.0, "least probability of a label, else unknown (0)")
+    args = _parse(parser, argv, "LABELS --reviewed TABLE --out FOLDER")
+    folder, out = Path(args.labels), Path(args.out)
+    if out.resolve() == folder.resolve():
+        raise ConfigError("--out is the folder that is refined.", hint="Choose another, to compare the two.")
+    from vitdomains.zeroshot.embeddings.store import TilePlan, open_index, places_of
+    from vitdomains.zeroshot.labels.label import Options, text_classifier, write_labels
+    from vitdomains.zeroshot.labels.outputs import write_label_bundle
+    from vitdomains.zeroshot.labels.prompts import read_prompts
+    from vitdomains.zeroshot.models.towers import load_towers
+    from vitdomains.zeroshot.students.refine import refine
+    from vitdomains.zeroshot.students.student import read_tiles
+
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    index = open_index(folder / run["index"])
+    towers = load_towers(index.about.source)
+    tiles = read_tiles(folder)
+    keyed = index.tiles().set_index("tile_id")["key"]
+    keys = {t: str(keyed.get(t, "")) for t in tiles["tile_id"]}
+    options = Options("softmax", args.threshold)
+    text = text_classifier(towers, read_prompts(folder / "prompts.json"), options, index.folder, index.about.precision)
+    refined = refine(text, index, tiles, keys, _reviewed(folder, args.reviewed))
+    bundle = write_label_bundle(
+        out / "bundle",
+        towers,
+        refined.classifier,
+        index.about,
+        len(tiles),
+        f"linear probe on {refined.reviewed} reviewed tiles",
+    )
+    plan = TilePlan(tiles, places_of(tiles))
+    wrong = {keys[t]: e for t, e in zip(tiles["tile_id"], tiles["error"], strict=True) if e}
+    with shown_progress() as on_progress:
+        write_labels(out, bundle, refined.classifier, plan, index, list(keys.values()), wrong, options, on_progress)
+    shown = ", ".join(f"{name} {value:.3f}" for name, value in refined.accuracy.items())
+    console.print(f"accuracy on {refined.reviewed} reviewed tiles, cross-validated: {shown}\nlabels  {out}")
     return 0
 
 
@@ -192,88 +250,104 @@ def _parser(domain: Domain, name: str, command: Any) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m vitdomains.{domain.name} {name}", description=command.__doc__, allow_abbrev=False
     )
-    parser.add_argument("--config", default="", help="YAML file with values for the options below")
+    _option(parser, "config", "", "YAML file with values for the options below")
     return parser
 
 
+def _option(parser: Any, name: str, default: Any, text: str, *more: str, **rest: Any) -> None:
+    """``--name`` of the type of its default; False makes it a flag, None a word without a default."""
+    if default is False:
+        rest["action"] = "store_true"
+    else:
+        rest |= {"type": type(default), "default": default}
+    parser.add_argument(f"--{name}", *more, help=text, **rest)
+
+
 def _add_classes(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--classes", default="", help="YAML file of classes, or their names with commas between them")
-    parser.add_argument(
-        "--templates", default="", help="sets or texts with {}, comma-separated (default: the class file's)"
-    )
-
-
-def _add_strict(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--strict", action="store_true", help="exit with status 3 where a file or tile failed")
+    _option(parser, "classes", "", "file of classes (YAML, text, CSV), or their names with commas between them")
+    _option(parser, "templates", "", "sets or texts with {}, comma-separated (default: the class file's)")
 
 
 def _add_tiling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tile", type=int, default=0, help="cut inputs into tiles of this side, pixels; 0: files are tiles"
-    )
-    parser.add_argument("--overlap", type=float, default=0.25, help="share in common with the next tile (%(default)s)")
+    _option(parser, "tile", 0, "cut inputs into tiles of this side, pixels; 0: files are tiles")
+    _option(parser, "overlap", 0.25, "share in common with the next tile (%(default)s)")
+    _option(parser, "strict", False, "exit with status 3 where a file or tile failed")
 
 
 def _add_scores(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--scores", default="auto", choices=("auto", "softmax", "sigmoid"),
-                        help="softmax: one class a tile; sigmoid: any number; auto: as the model was trained")  # fmt: skip
-    parser.add_argument("--threshold", type=float, default=-1.0,
-                        help="least probability of a label, else unknown (softmax: 0, sigmoid: 0.5)")  # fmt: skip
+    text = "softmax: one class a tile; sigmoid: any number; auto: as the model was trained"
+    _option(parser, "scores", "auto", text, choices=("auto", "softmax", "sigmoid"))
+    _option(parser, "threshold", -1.0, "least probability of a label, else unknown (softmax: 0, sigmoid: 0.5)")
 
 
 def _add_compute(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default=MODEL, help="folder or hub id of a CLIP, SigLIP or dual encoder (%(default)s)"
-    )
-    parser.add_argument("--bands", default="", help="names or numbers of the bands for red, green, blue")
-    parser.add_argument(
-        "--stretch", default="0,255", help="LOW,HIGH of those bands, the same for every tile (%(default)s)"
-    )
+    _option(parser, "model", MODEL, "folder or hub id of a CLIP, SigLIP or dual encoder (%(default)s)")
+    _option(parser, "bands", "", "names or numbers of the bands for red, green, blue")
+    _option(parser, "stretch", "0,255", "LOW,HIGH of those bands, the same for every tile (%(default)s)")
     how = parser.add_argument_group("how it is computed")
-    how.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"), help="(default: %(default)s)")
-    how.add_argument("--batch_size", type=int, default=32, help="tiles a forward pass (%(default)s)")
-    how.add_argument("--readers", type=int, default=2, help="reading threads a worker (%(default)s)")
-    how.add_argument("--device", default="auto", help="cpu, cuda, ... (default: %(default)s)")
-    how.add_argument("--executor", default="inline", choices=get_args(Executor), help="(default: %(default)s)")
-    how.add_argument("--workers", type=int, default=1, help="processes, or actors of Ray (%(default)s)")
-    how.add_argument("--threads", type=int, default=0, help="compute threads a worker; 0: the cores shared out")
-    how.add_argument(
-        "--ray_address", "--ray.address", default="", help="of a running cluster, or auto; default: start one"
-    )
-    how.add_argument("--num_gpus", type=float, default=0.0, help="GPUs that each actor of Ray asks for (%(default)s)")
-    how.add_argument("--shard_size", type=int, default=1024, help="tiles that are saved together (%(default)s)")
+    _option(how, "precision", "auto", "(default: %(default)s)", choices=("auto", "fp32", "bf16"))
+    _option(how, "batch_size", 32, "tiles a forward pass (%(default)s)")
+    _option(how, "readers", 2, "reading threads a worker (%(default)s)")
+    _option(how, "device", "auto", "cpu, cuda, ... (default: %(default)s)")
+    _option(how, "executor", "inline", "(default: %(default)s)", choices=("inline", "processes", "ray"))
+    _option(how, "workers", 1, "processes, or actors of Ray (%(default)s)")
+    _option(how, "threads", 0, "compute threads a worker; 0: the cores shared out")
+    _option(how, "ray_address", "", "of a running cluster, or auto; default: start one", "--ray.address")
+    _option(how, "num_gpus", 0.0, "GPUs that each actor of Ray asks for (%(default)s)")
+    _option(how, "shard_size", 1024, "tiles that are saved together (%(default)s)")
 
 
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
-    """The words over the values of --config over the defaults.
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], usage: str) -> argparse.Namespace:
+    """The arguments over the values of --config over the defaults.
 
     Raises:
-        ConfigError: The file has a key that is no option.
+        ConfigError: An argument is wrong, or the file has a key that is no option.
     """
-    first, _ = parser.parse_known_args(argv)
-    if first.config:
-        values = read_yaml(first.config)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", default="")
+    file = finder.parse_known_args(argv)[0].config
+    if file:
+        from vitdomains.core.config.yaml_file import read_yaml
+
+        values = read_yaml(file)
         known = {action.dest for action in parser._actions if action.option_strings} - {"help", "config"}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(
-                f"{first.config}: unknown key {unknown[0]!r}.", hint=f"The keys are {', '.join(sorted(known))}."
-            )
+            raise ConfigError(f"{file}: unknown key {unknown[0]!r}.", hint=f"The keys are {', '.join(sorted(known))}.")
         parser.set_defaults(**values)
-    return parser.parse_args(argv)
+    return parse_args(parser, argv, usage)
 
 
-def _listed(words: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in words.split(",") if word.strip())
+def _reviewed(folder: Path, file: str) -> dict[str, str]:
+    """Tile id -> class that people gave, from a table of tiles or of decisions on files."""
+    import pandas as pd
+
+    from vitdomains.zeroshot.students.student import read_reviewed, read_tiles
+
+    tiles = read_tiles(folder)
+    files = folder / json.loads((folder / "run.json").read_text(encoding="utf-8"))["index"] / "files.parquet"
+    if not files.is_file():
+        raise ManifestError(f"{folder} has lost its index ({files.parent}).", hint="Label the tiles again.")
+    known = pd.read_parquet(files)
+    return read_reviewed(file, tiles, dict(zip(known["path"], known["digest"], strict=True)))
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _prompts(args: argparse.Namespace) -> PromptSet:
     if not args.classes:
         raise ConfigError("No classes are given.", hint="Add --classes FILE.yaml, or --classes 'forest, river, town'.")
+    from vitdomains.zeroshot.labels.prompts import read_classes
+
     return read_classes(args.classes, _listed(args.templates))
 
 
 def _towers(args: argparse.Namespace) -> Towers:
+    from vitdomains.zeroshot.embeddings.reader import with_bands
+    from vitdomains.zeroshot.models.towers import load_towers
+
     towers = load_towers(args.model)
     bands = _listed(args.bands)
     if not bands:
@@ -286,11 +360,19 @@ def _towers(args: argparse.Namespace) -> Towers:
 
 
 def _compute(args: argparse.Namespace) -> Compute:
+    from vitdomains.core.geo.map.run import Means
+    from vitdomains.zeroshot.labels.label import Compute
+
     means = Means(args.executor, args.workers, args.threads, args.ray_address, args.num_gpus, args.shard_size)
     return Compute(means, args.precision, args.batch_size, args.readers, args.device)
 
 
 def _show(done: Labelled, prompts: PromptSet) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vitdomains.core.geo.map.tiles_table import UNKNOWN
+
     table = Table(box=None)
     for column in ("label", "tiles", "share", "mean probability"):
         table.add_column(column, justify="left" if column == "label" else "right")

@@ -12,8 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from vitdomains.core.errors import WeightsError
-from vitdomains.zeroshot.models.clip_tokenizer import clip_tokenizer, tokenizer_from_merges
-from vitdomains.zeroshot.models.openclip import convert, read_architecture, renamed
+from vitdomains.zeroshot.models.openclip import (
+    clip_tokenizer,
+    convert,
+    read_architecture,
+    renamed,
+    tokenizer_from_merges,
+)
 from vitdomains.zeroshot.models.towers import load_towers
 
 open_clip = pytest.importorskip("open_clip")

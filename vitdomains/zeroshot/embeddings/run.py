@@ -1,4 +1,4 @@
-"""The worker that turns tiles into embeddings: it decodes ahead in threads, computes in batches of one size, keeps no state.
+"""Embeddings of tiles, in a worker that decodes ahead in threads and computes in batches of one size; of query texts and images.
 
 Runs in any pool of ``core/jobs``. A batch that is not full is filled up, so that what a tile gets does not depend on
 which others could not be read.
@@ -22,7 +22,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from vitdomains.core.data.preprocess import normalise, prepare
+from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ConfigError, ImageError, VitDomainsError, WeightsError
 from vitdomains.core.geo.map.scene import Strip, strips
 from vitdomains.core.jobs.pool import Work
@@ -30,9 +30,11 @@ from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
 from vitdomains.zeroshot.embeddings.store import About
+from vitdomains.zeroshot.labels.prompts import class_embeddings, make_prompts
 from vitdomains.zeroshot.models.towers import Towers, first_line, load_towers, planes
 
 Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
 _CACHE_MB = "64"
 
 
@@ -211,3 +213,22 @@ def _read_strip(strip: Strip, job: MakeEmbedder) -> list[_Tile]:
 def _prepared(image: Array, job: MakeEmbedder) -> Array:
     """``planes`` of what ``prepare`` makes of it."""
     return planes(prepare(image, job.about.preprocess), job.about.preprocess)
+
+
+def text_query(towers: Towers, text: str, templates: tuple[str, ...] = ()) -> tuple[Floats, tuple[str, ...]]:
+    """A unit vector [D] for a text in an ensemble of templates, and the exact prompts behind it."""
+    prompts = make_prompts({"classes": [text]}, templates)
+    vector = class_embeddings(prompts, lambda texts: np.asarray(towers.text.encode(texts).numpy(), dtype=np.float32))
+    return vector[0], prompts.classes[0].prompts
+
+
+def image_query(towers: Towers, path: str | Path, spec: PreprocessSpec) -> Floats:
+    """A unit vector [D] for an image file.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    image = torch.from_numpy(planes(prepare(read_image(path, spec), spec), spec))
+    with torch.inference_mode():
+        vector = towers.image(normalise(image[None], spec))
+    return np.asarray(vector[0].numpy(), dtype=np.float32)

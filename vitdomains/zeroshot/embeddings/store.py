@@ -1,4 +1,4 @@
-"""The index: image embeddings on disk by what was looked at, so that new classes cost no image pass.
+"""The index: image embeddings on disk by the content of tiles, so that new classes cost no image pass; planning and search.
 
 A folder belongs to one model, preprocessing and precision. Finished parts are Arrow files that are mapped, not loaded; a part
 is the result of one job in shards, and a job holds only what no part has, so that a stopped one goes on and added tiles
@@ -195,6 +195,8 @@ def _digest(path: str) -> str:
 
 Floats = npt.NDArray[np.float32]
 VERSION = 1
+_SEARCHED = 65_536
+"""Embeddings that a search holds at a time."""
 
 
 @dataclass(frozen=True)
@@ -377,3 +379,27 @@ def _remember(path: Path, keyed: pd.DataFrame) -> None:
             return
         keyed = pd.concat([old[~old["tile_id"].isin(keyed["tile_id"])], keyed], ignore_index=True)
     write_atomically(path, lambda part: keyed.to_parquet(part, index=False))
+
+
+def nearest_tiles(index: Index, query: Floats, k: int = 20) -> pd.DataFrame:
+    """The ``k`` tiles of highest cosine similarity to a unit vector [D], the nearest first; ties in the order of the index.
+
+    Returns:
+        The rows of ``index.tiles()`` with a column ``similarity``, -1..1.
+
+    Raises:
+        ManifestError: The index is empty.
+    """
+    if not len(index):
+        raise ManifestError(
+            f"{index.folder} holds no embeddings.", hint="Embed tiles: python -m vitdomains.zeroshot embed."
+        )
+    tiles = index.tiles()
+    rows = index.find(tiles["key"])
+    similarity = np.full(len(tiles), -np.inf, np.float32)
+    for at in range(0, len(rows), _SEARCHED):
+        vectors, _ = index.take(rows[at : at + _SEARCHED])
+        similarity[at : at + _SEARCHED] = np.nan_to_num(vectors @ query.astype(np.float32), nan=-np.inf)
+    best = np.argsort(-similarity, kind="stable")[:k]
+    best = best[np.isfinite(similarity[best])]
+    return tiles.iloc[best].drop(columns="key").assign(similarity=similarity[best]).reset_index(drop=True)

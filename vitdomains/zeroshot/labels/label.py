@@ -1,4 +1,4 @@
-"""The labelling job: embed what is new, compare with the classes' texts, write tables, sheets and a bundle.
+"""The labelling job: embed new tiles, compare with the classes' texts, write tables, sheets and a bundle; and its accuracy.
 
     out/tiles/part-00000.parquet ...   the tile table of core/geo/map/tiles_table.py, GeoParquet where tiles have a place
     out/labels.csv  summary.csv  errors.csv  skipped.csv  sheets/CLASS.png  prompts.json  run.json  bundle/  index/
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.bundle import Bundle
-from vitdomains.core.errors import ConfigError
+from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.files import new_folder, write_text
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import tile_table
@@ -39,7 +40,7 @@ from vitdomains.zeroshot.labels.outputs import (
     write_label_bundle,
     write_totals,
 )
-from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, remembering
+from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, remembering, single_prompt
 from vitdomains.zeroshot.models.towers import Towers
 
 CHUNK = 8192
@@ -294,3 +295,62 @@ def _write_parts(
         for number in range(max(1, -(-len(plan.table) // PART))):
             pieces = islice(tables, PART // CHUNK)
             write_geoparquet(pieces, folder / f"part-{number:05d}.parquet", names, plan.places, about)
+
+
+VARIANTS = ("ensemble", "single prompt")
+
+
+def assess(
+    towers: Towers,
+    prompts: PromptSet,
+    sample: tuple[TilePlan, npt.NDArray[np.float64]],
+    index_folder: str | Path,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    compute: Compute = DEFAULT_COMPUTE,
+    bootstrap: int = 1000,
+    on_progress: OnProgress = lambda phase, done, total, text: None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, pd.DataFrame]]:
+    """Measure zero-shot labels; nothing is calibrated on the sample.
+
+    Args:
+        towers: The model.
+        prompts: The classes.
+        sample: Labelled tiles and their targets [N, K] (``labelled_sample``).
+        index_folder: Where embeddings are kept.
+        options: ``scores`` and ``threshold`` count.
+        compute: With what.
+        bootstrap: Replicates behind the intervals.
+        on_progress: As in ``label_tiles``.
+
+    Returns:
+        For ``ensemble`` (all names, synonyms, descriptions and templates) and ``single prompt`` (the name in the first
+        template): the report of ``core.evaluate``, and the predictions behind it.
+
+    Raises:
+        ManifestError: No tile could be read.
+    """
+    plan, targets = sample
+    index, keys, _ = embed_tiles(towers, plan, Path(index_folder), compute, on_progress)
+    vectors, _ = index.take(index.find(keys))
+    known = ~np.isnan(vectors).any(axis=1)
+    if not known.any():
+        raise ManifestError("None of the labelled tiles could be read.", hint="Check the files.")
+    ids = plan.table["tile_id"].to_numpy(dtype=object)[known]
+    reports, tables = {}, {}
+    for name, variant in zip(VARIANTS, (prompts, single_prompt(prompts)), strict=True):
+        classifier = text_classifier(towers, variant, options, Path(index_folder), index.about.precision)
+        scores = classifier.probabilities(vectors[known])
+        report = evaluate(
+            targets[known], scores, ids, prompts.names, classifier.thresholds, classifier.task_kind, bootstrap=bootstrap
+        )
+        reports[name] = report | {
+            "prompts": variant.to_dict(),
+            "model_id": towers.id,
+            "unreadable": int((~known).sum()),
+        }
+        table = pd.DataFrame({"id": ids, "group": ids})
+        for k, c in enumerate(prompts.names):
+            table[f"label:{c}"], table[f"score:{c}"] = targets[known, k], scores[:, k]
+        tables[name] = table
+    return reports, tables

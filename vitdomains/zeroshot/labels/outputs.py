@@ -32,7 +32,6 @@ from vitdomains.zeroshot.embeddings.store import About
 from vitdomains.zeroshot.labels.classify import Classifier, top_k
 from vitdomains.zeroshot.models.towers import Towers
 
-# --------------------
 # Contact sheets: for each class the tiles of which the labels are surest, and those of which they are least sure.
 
 SIDE = 112

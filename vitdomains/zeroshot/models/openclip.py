@@ -6,6 +6,8 @@ it was trained with. Both follow from the architecture's name, or from open_clip
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import json
 import logging
 import re
@@ -18,7 +20,6 @@ from torch import Tensor
 from vitdomains.core.errors import WeightsError
 from vitdomains.core.files import file_sha256, write_text
 from vitdomains.core.models.weights import read_state
-from vitdomains.zeroshot.models.clip_tokenizer import clip_tokenizer
 from vitdomains.zeroshot.models.towers import Parts, first_line, load_parts
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 Activation = Literal["gelu", "quick_gelu"]
 State = dict[str, Tensor]
 
+BPE_FILE = "bpe_simple_vocab_16e6.txt.gz"
+MERGES = 48894
+HUB = "openai/clip-vit-base-patch32"
 TEXT_HEAD = 64
 """Width of a head of every open_clip text tower."""
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -149,14 +153,14 @@ def _activation(shape: Architecture, file: str, architecture: str, wanted: str) 
         return wanted, "asked for"  # type: ignore[return-value]
     if wanted != "auto":
         raise WeightsError(f"The activation {wanted!r} is not known.", hint="Use auto, gelu or quick_gelu.")
-    told = next(((a, why) for part, a, why in TRAINED_WITH if part.lower() in file.lower()), None)
-    if told is None:
+    published = next(((a, why) for part, a, why in TRAINED_WITH if part.lower() in file.lower()), None)
+    if published is None:
         logger.warning(
             "%s does not say which GELU it was trained with; %s has %s. Weights that go back to OpenAI's need quick_gelu: the "
             "wrong one costs accuracy without an error. Measure both with `evaluate`.", file, architecture, shape.activation,
         )  # fmt: skip
         return shape.activation, f"the architecture {architecture} has it; the file says nothing"
-    activation, why = told
+    activation, why = published
     if activation != shape.activation and (architecture.endswith(".json") or "-quickgelu" in architecture):
         raise WeightsError(
             f"QuickGELU mismatch: {architecture} has {shape.activation}, but {why}, which is {activation}.",
@@ -284,3 +288,42 @@ def _processor(state: State, shape: Architecture) -> Any:
     side = round((len(state["visual.positional_embedding"]) - 1) ** 0.5) * shape.patch
     crop = {"height": side, "width": side}
     return CLIPImageProcessor(size={"shortest_edge": side}, crop_size=crop, image_mean=MEAN, image_std=STD)
+
+
+def clip_tokenizer(wanted: str = "") -> Any:
+    """The tokenizer of CLIP, open_clip and what was trained on from them.
+
+    Args:
+        wanted: Folder or hub id, or the merges file; empty: that file of an installed open_clip, else the hub.
+
+    Raises:
+        WeightsError: It cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    installed = importlib.util.find_spec("open_clip")
+    if not wanted and installed and installed.origin:
+        wanted = str(Path(installed.origin).with_name(BPE_FILE))
+    try:
+        if wanted.endswith(".txt.gz"):
+            return tokenizer_from_merges(Path(wanted))
+        return AutoTokenizer.from_pretrained(wanted or HUB)
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"CLIP's tokenizer {wanted or HUB} cannot be had: {first_line(error)}",
+            hint=f"Give --tokenizer a folder that has it, or the file {BPE_FILE} that comes with open_clip.",
+        ) from error
+
+
+def tokenizer_from_merges(path: Path) -> Any:
+    """The tokenizer from its published merges: 256 bytes, the same at the end of a word, 48,894 merges, two marks."""
+    from transformers import CLIPTokenizer
+
+    with gzip.open(path, "rt", encoding="utf-8") as handle:
+        merges = [tuple(line.split()) for line in handle.read().split("\n")[1 : 1 + MERGES]]
+    # The order of the bytes is that of GPT-2's table: printable ones first, the others as characters above 255.
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = [*letters, *(c + "</w>" for c in letters), *("".join(pair) for pair in merges)]
+    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
