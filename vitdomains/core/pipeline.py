@@ -52,9 +52,12 @@ UNREADABLE_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run leaves: its bundle, the report, and what was measured on the way."""
+    """What a run leaves: its bundle, the report, and what was measured on the way.
 
-    bundle: Bundle
+    ``bundle`` is None in the processes that trained beside the first one (``run.devices``), which writes it.
+    """
+
+    bundle: Bundle | None
     report: dict[str, Any]
     fit: FitResult | None = None
     skipped: tuple[tuple[str, str], ...] = ()
@@ -65,7 +68,6 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
 
     Raises:
         VitDomainsError: With what to do; what earlier steps wrote stays and ``run.resume`` goes on from it.
-        SystemExit: At the end of training, in processes that were started to train beside the first (``run.devices``).
     """
     run_dir = open_run_folder(config)
     torch.set_num_threads(config.run.threads or max(1, physical_cores() // config.run.devices))
@@ -96,7 +98,7 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
     fitted = fit(model, task, train_set, val_set, spec, config, teacher=teacher,
                  on_progress=lambda done, total, text: on_progress("train", done, total, text))  # fmt: skip
     if fitted.rank:
-        raise SystemExit(0)
+        return Outcome(None, {}, fitted)
 
     bundle = Bundle(
         path=run_dir / "bundle", domain=domain.name, task_kind=kind, classes=manifest.classes,

@@ -14,6 +14,7 @@ from vitdomains.core.terminal import console, shown_progress
 
 if TYPE_CHECKING:
     from vitdomains.core import pipeline
+    from vitdomains.core.bundle import Bundle
 
 
 def train(domain: Domain, argv: list[str]) -> int:
@@ -33,8 +34,10 @@ def train(domain: Domain, argv: list[str]) -> int:
         terminal.be_quiet()
     with shown_progress() as on_progress:
         outcome = pipeline.train(domain, config, on_progress)
+    if outcome.bundle is None:  # a process that helped the first one to train
+        return 0
     console.print(terminal_table(outcome.report, width=console.width))
-    _summarise(domain, outcome)
+    _summarise(domain, outcome, outcome.bundle)
     return 0
 
 
@@ -66,11 +69,11 @@ def _dry_run(domain: Domain, config: Config) -> int:
     return 0
 
 
-def _summarise(domain: Domain, outcome: pipeline.Outcome) -> None:
+def _summarise(domain: Domain, outcome: pipeline.Outcome, bundle: Bundle) -> None:
     """Where things are, how good the model is beside its floors, and what to type next."""
     from vitdomains.core.evaluation.evaluate import headline
 
-    bundle, report = outcome.bundle, outcome.report
+    report = outcome.report
     name, value = headline(report)
     console.print(f"\n{name} {_interval(value)} on held-out groups")
     for floor, reached in report.get("floors", {}).items():

@@ -145,13 +145,19 @@ def explain_file(
         ExplainError: A finding that the bundle does not know, or a method that does not fit the model.
         ImageError: The file cannot be read.
     """
+    return explain_image(predictor, predictor.read_image(path), method, findings, steps=steps)
+
+
+def explain_image(
+    predictor: Predictor, image: npt.NDArray[Any], method: str, findings: Sequence[str] = (), *, steps: int = 8
+) -> Explained:
+    """As ``explain_file``, for an image [H, W] or [H, W, C] as the domain's reader gives it."""
     bundle = predictor.bundle
     unknown = [name for name in findings if name not in bundle.classes]
     if unknown:
         raise ExplainError(
             f"The bundle knows no finding {', '.join(unknown)}.", hint=f"It knows {', '.join(bundle.classes)}."
         )
-    image = predictor.read_image(path)
     prepared = prepare(image, bundle.preprocess)
     stacked = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(prepared).transpose(2, 0, 1)))[None]
     scores = predictor.scores(predictor.logits(stacked))[0]
@@ -193,9 +199,10 @@ def write_explained(
         ExplainError: A .tif of a file without a place on the ground.
     """
     path = Path(path)
-    if path.suffix == ".png":
+    ending = path.suffix.lower()
+    if ending == ".png":
         write_png(picture(explained, classes, method), path)
-    elif path.suffix in (".pdf", ".svg"):
+    elif ending in (".pdf", ".svg"):
         values = [explained.scores[list(classes).index(name)] for name in explained.findings]
         titles = [f"{name}, {value:.2f}" for name, value in zip(explained.findings, values, strict=True)]
         publication_figure(explained.image, explained.heats, titles, path)

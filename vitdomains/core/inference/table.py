@@ -6,8 +6,9 @@ Rows go to a journal beside the output as they come; the same command after a st
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,22 +52,29 @@ def write_predictions(
             done.append(_row(prediction))
             handle.write(json.dumps(done[-1]) + "\n")
             on_progress(len(done), len(records))
-    classes = predictor.bundle.classes
-    scores = np.array([row["scores"] or [np.nan] * len(classes) for row in done], dtype=np.float64).reshape(
-        len(done), len(classes)
-    )
-    table = pd.DataFrame({"id": [r["id"] for r in done], "path": [r["path"] for r in done]})
-    table = pd.concat([table, pd.DataFrame(scores, columns=list(classes))], axis=1)
-    table["labels"] = ["|".join(r["labels"]) for r in done]
-    if predictor.read_checked:
-        table["quality"] = [r.get("quality", "") for r in done]  # a journal of an older version has none
-    table["error"] = [r["error"] for r in done]
+    table = _table(done, predictor.bundle.classes, quality=predictor.read_checked is not None)
     if out.suffix == ".csv":
         write_atomically(out, lambda part: table.to_csv(part, index=False, float_format="%.6f"))
     else:
         write_atomically(out, lambda part: table.to_parquet(part, index=False))
     journal.unlink()
     return [row["error"] for row in done if row["error"]]
+
+
+def predictions_table(predictions: Sequence[Prediction], classes: Sequence[str], *, quality: bool) -> pd.DataFrame:
+    """``id, path``, one probability column a class, ``labels``, ``quality`` where it was looked at, ``error``."""
+    return _table([_row(prediction) for prediction in predictions], classes, quality=quality)
+
+
+def _table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], *, quality: bool) -> pd.DataFrame:
+    scores = np.array([row["scores"] or [np.nan] * len(classes) for row in rows], dtype=np.float64)
+    table = pd.DataFrame({"id": [r["id"] for r in rows], "path": [r["path"] for r in rows]})
+    table = pd.concat([table, pd.DataFrame(scores.reshape(len(rows), len(classes)), columns=list(classes))], axis=1)
+    table["labels"] = ["|".join(r["labels"]) for r in rows]
+    if quality:
+        table["quality"] = [r.get("quality", "") for r in rows]  # a journal of an older version has none
+    table["error"] = [r["error"] for r in rows]
+    return table
 
 
 def _row(prediction: Prediction) -> dict[str, object]:

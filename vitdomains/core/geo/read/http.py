@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
-from vitdomains import __version__
+from vitdomains.core import __version__
 from vitdomains.core.errors import ImageError
 
 # --------------------
