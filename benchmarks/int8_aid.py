@@ -32,11 +32,11 @@ from rich.table import Table
 
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import Bundle, load_model, read_bundle, write_bundle
+from vitdomains.core.commands.export import data_config
 from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.loading import batches
 from vitdomains.core.data.manifest import select_classes, subset
 from vitdomains.core.data.preprocess import normalise
-from vitdomains.core.export.command import data_config
 from vitdomains.core.export.formats import FORMATS
 from vitdomains.core.files import write_text
 from vitdomains.core.inference.runtimes import session

@@ -29,7 +29,6 @@ from rich.table import Table
 
 from vitdomains.core import pipeline
 from vitdomains.core.bundle import Bundle, write_bundle
-from vitdomains.core.commands.probe import probe
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.dataset import ImageDataset, warm
@@ -39,6 +38,7 @@ from vitdomains.core.data.manifest import labels, subset
 from vitdomains.core.domain import domain_reader
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.models.build import build_model, portable_spec
+from vitdomains.core.probe import probe
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.tasks import build_task
 from vitdomains.core.terminal import set_up_logging

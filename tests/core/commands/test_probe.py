@@ -12,10 +12,10 @@ import torch
 from tests.core import toy
 from tests.core.models.test_build import HF, SWIN, VIT
 from vitdomains.core.commands import cli
-from vitdomains.core.commands.probe import headless, knn_scores, linear_probe
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.build import build_model
+from vitdomains.core.probe import headless, knn_scores, linear_probe
 
 ONE_HOT = np.eye(2)
 

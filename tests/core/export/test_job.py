@@ -12,9 +12,9 @@ import pytest
 from tests.core import small_bundle, toy
 from vitdomains.core.bundle import Bundle, read_bundle
 from vitdomains.core.commands import cli
+from vitdomains.core.commands.export import findings
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.command import findings
 from vitdomains.core.export.formats import FORMATS, chosen_formats
 from vitdomains.core.export.job import Exported, Options, export_bundle
 from vitdomains.core.export.onnx import read_metadata

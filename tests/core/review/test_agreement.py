@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.core.toy import DOMAIN
+from vitdomains.core.commands.reviews import reviews
 from vitdomains.core.data.manifest import labels, make_manifest, read_manifest, write_manifest
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import file_sha256
@@ -22,7 +23,6 @@ from vitdomains.core.review.agreement import (
     readings,
     resolved,
 )
-from vitdomains.core.review.command import reviews
 from vitdomains.core.review.export import export, export_table, training_manifest
 from vitdomains.core.review.store import Answer, Decision, ReviewError, ReviewStore
 

@@ -7,20 +7,17 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
-from vitdomains.core.data.leakage import SIDE, audit, thumbnail
-from vitdomains.core.data.manifest import Manifest
-from vitdomains.core.data.spatial_splits import nearness
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_text
-from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.terminal import console, messages, shown_progress
+
+if TYPE_CHECKING:
+    from vitdomains.core.data.manifest import Manifest
 
 _SHOWN = 10
 
@@ -36,6 +33,8 @@ def command(domain: Domain, argv: list[str]) -> int:
     default = Config() if any(word.split("=")[0] == "--config" for word in rest) else domain.default_config()
     allowed = {"data.sources.name": domain.sources} if domain.sources else {}
     config = parse_config(rest, default, f"{prog} {usage}", description=command.__doc__ or "", allowed=allowed)
+    from vitdomains.core.data.leakage import audit
+
     manifest = domain.build_manifest(config.data)
     reader = None
     with shown_progress() as on_progress:
@@ -51,6 +50,11 @@ def command(domain: Domain, argv: list[str]) -> int:
 
 def _thumbnails(domain: Domain, config: Config, on_read: Callable[[int], None]) -> Callable[[str], Any]:
     """A reader of small grey images; a file that cannot be read has no contrast, which is like nothing else."""
+    import numpy as np
+
+    from vitdomains.core.data.leakage import SIDE, thumbnail
+    from vitdomains.core.pipeline import preprocess_spec
+
     read, done = domain_reader(domain, preprocess_spec(config, domain)), 0
 
     def small(path: str) -> Any:
@@ -69,6 +73,8 @@ def _thumbnails(domain: Domain, config: Config, on_read: Callable[[int], None]) 
 
 def _places(manifest: Manifest) -> dict[str, Any]:
     """Distances between the splits of geo-referenced tiles, metres."""
+    from vitdomains.core.data.spatial_splits import nearness
+
     found = {name: nearness(manifest, name) for name in ("val", "test")}
     return {"distance_to_training_m": {name: asdict(value) for name, value in found.items() if value}}
 

@@ -25,10 +25,10 @@ SHARED: dict[str, Command] = {
     "predict": Deferred("vitdomains.core.commands.predict:predict", "Write one row of probabilities a file."),
     "explain": Deferred("vitdomains.core.commands.explain:explain", "Draw heat maps of one image."),
     "export": Deferred(
-        "vitdomains.core.export.command:export", "Write ONNX, OpenVINO, INT8 and other files of a bundle."
+        "vitdomains.core.commands.export:export", "Write ONNX, OpenVINO, INT8 and other files of a bundle."
     ),
     "reviews": Deferred(
-        "vitdomains.core.review.command:reviews", "Check, export and compare the decisions of reviewers."
+        "vitdomains.core.commands.reviews:reviews", "Check, export and compare the decisions of reviewers."
     ),
     "probe": Deferred(
         "vitdomains.core.commands.probe:probe_command", "Measure a frozen backbone by linear and k-NN probes."

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
-from vitdomains.core.commands.probe import headless
 from vitdomains.core.data.manifest import folder_manifest, read_manifest
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.data.selection import CHOICES, queue
@@ -22,6 +21,7 @@ from vitdomains.core.errors import BundleError, ConfigError, ManifestError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.map.tiles_table import PLACE, tile_table
 from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.probe import headless
 from vitdomains.core.terminal import OnProgress, console, shown_progress
 from vitdomains.satellite.data.reader import read_image, read_pixels
 

@@ -12,8 +12,8 @@ import torch
 from sklearn.model_selection import StratifiedKFold
 from torch import nn
 
-from vitdomains.core.commands.probe import knn_scores
 from vitdomains.core.errors import ManifestError
+from vitdomains.core.probe import knn_scores
 from vitdomains.core.tasks import SingleLabel
 from vitdomains.core.training.optim import fit_head
 from vitdomains.zeroshot.embeddings.store import Index
