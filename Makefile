@@ -52,7 +52,7 @@ demo-apps: install ## start the three review apps with data made here (ARGS="--o
 
 test: install system lint ## lint, then all tests
 	@echo "==> tests"
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "slow or not slow"
 
 lint: install ## style, types and the direction of imports
 	@echo "==> ruff"

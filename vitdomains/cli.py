@@ -18,6 +18,7 @@ from rich.table import Table
 from vitdomains import __version__
 from vitdomains.core import terminal
 from vitdomains.core.commands import cli as domain_cli
+from vitdomains.core.config.yaml_file import shipped_files
 from vitdomains.core.domain import Deferred, Domain
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.core.terminal import console, nearest
@@ -87,9 +88,11 @@ def _streamlit(app: str, port: int, options: Sequence[str]) -> list[str]:
     """
     if importlib.util.find_spec("streamlit") is None:
         raise ConfigError("The review apps need Streamlit.", hint="pip install 'vitdomains[apps]'")
-    script = Path(__file__).resolve().parents[1] / "apps" / APPS[app]
-    if not script.is_file():
-        raise ConfigError(f"{script.name} is not beside the package.", hint="Install vitdomains from its repository.")
+    beside = Path(__file__).resolve().parents[1]  # of a checkout, or of the installed packages
+    scripts = [folder / "apps" / APPS[app] for folder in (beside, beside / "vitdomains_apps")]
+    script = next((script for script in scripts if script.is_file()), None)
+    if script is None:
+        raise ConfigError(f"{APPS[app]} is not beside the package.", hint="Install vitdomains anew.")
     server = ["--server.address", "localhost", "--server.port", str(port), "--browser.gatherUsageStats", "false"]
     return [sys.executable, "-m", "streamlit", "run", str(script), *server, "--", *options]
 
@@ -131,6 +134,17 @@ def _options(command: domain_cli.Command, domain: Domain) -> list[str]:
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue())) - {"--help"})
 
 
+def configs(argv: Sequence[str]) -> int:
+    """List the configurations and class lists that come with the package; --config and --classes take their names."""
+    terminal.parse_args(argparse.ArgumentParser(prog="vitdomains configs", description=configs.__doc__), argv, "")
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, file in shipped_files().items():
+        about = file.read_text(encoding="utf-8").lstrip("# ").partition("\n")[0]
+        table.add_row(file.parent.name, name, about)
+    console.print(table, highlight=False, markup=False)
+    return 0
+
+
 def _bench(argv: Sequence[str]) -> int:
     """Measure speed, size and memory of models."""
     from vitdomains.bench.__main__ import main as bench
@@ -145,6 +159,7 @@ OTHERS: dict[str, Callable[[Sequence[str]], int]] = {
     "bench": _bench,
     "review": review,
     "doctor": Deferred("vitdomains.doctor:doctor", "Show versions, devices, runtimes, codecs, and what is missing."),
+    "configs": configs,
     "completion": completion,
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.terminal import nearest
 
 MAX_BYTES = 256_000
 """Largest file that is read; a real one has a few kilobytes."""
@@ -47,16 +48,35 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def shipped_files() -> dict[str, Path]:
+    """The configurations and class lists that come with the package, by name: in its folder, or at the top of a checkout."""
+    package = Path(__file__).resolve().parents[2]
+    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
+    return {file.stem: file for file in sorted(folder.glob("*/*.yaml"))}
+
+
+def find_yaml(path: str | Path) -> Path:
+    """The file, or where there is none the shipped one of that name (``nih_deit3_384``)."""
+    file = Path(path)
+    named = file.name == str(path) and not file.suffix
+    return shipped_files().get(str(path), file) if named and not file.exists() else file
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file whose top level is a mapping; an empty file gives an empty one.
+    """Read a YAML file, or a shipped one by name, whose top level is a mapping; an empty file gives an empty one.
 
     Raises:
         ConfigError: The file is missing, too large, no UTF-8, no YAML, uses anchors or unsafe tags, or repeats a key.
     """
-    file = Path(path)
+    file = find_yaml(path)
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
-        raise ConfigError(f"The configuration file {file} {what}.", hint="Give the path of a YAML file to --config.")
+        meant = " or ".join(nearest(file.stem, list(shipped_files())))
+        raise ConfigError(
+            f"The configuration file {file} {what}.",
+            hint="Give the path of a YAML file, or a name that `vitdomains configs` lists"
+            + (f", such as {meant}." if meant else "."),
+        )
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)

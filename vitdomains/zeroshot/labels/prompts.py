@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config.yaml_file import MAX_BYTES, parse_yaml, read_yaml
+from vitdomains.core.config.yaml_file import MAX_BYTES, find_yaml, parse_yaml, read_yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
@@ -84,15 +84,15 @@ def read_classes(source: str | Path, templates: Sequence[str] = ()) -> PromptSet
     """Classes from a file, or from a list of names with commas between them.
 
     Args:
-        source: ``forest, river, parking lot``; or a YAML or JSON file with ``classes`` (or a bare list of them); or a text file
-            with a name a line; or a CSV whose column is called name, class or label (others: ``synonyms``, ``aliases``,
-            ``descriptions`` with bars between several, ``parent``, ``background``).
+        source: ``forest, river, parking lot``; the name of a shipped list (``landuse``); a YAML or JSON file with ``classes``
+            (or a bare list of them); a text file with a name a line; or a CSV whose column is called name, class or label
+            (others: ``synonyms``, ``aliases``, ``descriptions`` with bars between several, ``parent``, ``background``).
         templates: Names of template sets, or texts with ``{}``; empty: those of the file, else CLIP's for RESISC45.
 
     Raises:
         ConfigError: The file is not what it should be; the message names the class and the key.
     """
-    text = str(source)
+    text = str(find_yaml(source))
     ending = Path(text).suffix.lower()
     if not Path(text).is_file() and ending not in (".yaml", ".yml", ".json", ".csv", ".tsv", ".txt"):
         return make_prompts({"classes": [name for part in text.split(",") if (name := part.strip())]}, templates)
