@@ -42,7 +42,8 @@ from vitdomains.core.models.introspect import split_frozen
 from vitdomains.core.pipeline import preprocess_spec
 from vitdomains.core.tasks import build_task
 from vitdomains.core.terminal import set_up_logging
-from vitdomains.core.training.batches import frozen_tokens, frozen_weights_hash
+from vitdomains.core.training.batches import frozen_weights_hash
+from vitdomains.core.training.feature_cache import cached_features
 from vitdomains.core.training.loop import fit
 from vitdomains.cxr import DOMAIN
 from vitdomains.cxr.film.film import read_image
@@ -58,7 +59,9 @@ def frozen_features(images: ImageDataset, config: Config, folder: str) -> dict[s
     split = split_frozen(model)
     assert split is not None
     frozen = frozen_weights_hash(model)
-    tokens = frozen_tokens(split[0], images, images.spec, config, Path(folder), torch.device("cpu"), frozen, 0)
+    tokens = cached_features(
+        "tokens", split[0], frozen, images, images.spec, config, Path(folder), torch.device("cpu"), 0
+    )
     rows = []
     for first in range(0, len(images), 8):
         with torch.autocast("cpu", torch.bfloat16):

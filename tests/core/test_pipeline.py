@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.core import toy
 from vitdomains.core import pipeline
@@ -66,6 +67,38 @@ def test_a_wrong_folder_is_not_a_few_bad_files(tmp_path: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(ManifestError, match="10 of 20 images cannot be read"):
         pipeline.train(toy.DOMAIN, toy.config(root, tmp_path / "run"))
+
+
+def test_every_phase_computes_in_the_threads_of_the_configuration(tmp_path: Path) -> None:
+    config = toy.config(toy.write_images(tmp_path / "images", n=40), tmp_path / "run", epochs=1)
+    config = replace(config, run=replace(config.run, threads=3))
+    found: dict[str, set[int]] = {}
+
+    def note(phase: str, done: int, total: int, text: str) -> None:
+        found.setdefault(phase, set()).add(torch.get_num_threads())
+
+    bundle = pipeline.train(toy.DOMAIN, config, note).bundle
+    assert {"train", "calibrate", "test", "explain"} <= found.keys()
+    assert {n for phase in ("train", "calibrate", "test", "explain") for n in found[phase]} == {3}
+    found.clear()
+    pipeline.assess(toy.DOMAIN, bundle, config.data, "val", replace(config, run=replace(config.run, threads=2)), note)
+    assert {n for phase in ("test", "explain") for n in found[phase]} == {2}
+
+
+def test_many_bands_at_a_size_that_is_no_multiple_of_32_reach_a_bundle(tmp_path: Path) -> None:
+    def read(path: str | Path) -> np.ndarray:
+        return np.stack([toy.read_image(path) * (band + 1) / 6 for band in range(6)], axis=2)
+
+    domain = replace(toy.DOMAIN, read_image=read)
+    config = toy.config(toy.write_images(tmp_path / "images", n=40), tmp_path / "run", epochs=1)
+    config = replace(
+        config, data=replace(config.data, image_size=40, mean=[0.4], std=[0.3]), model=replace(config.model, channels=6)
+    )
+    outcome = pipeline.train(domain, config)
+    assert "thumbnail" in outcome.report["floors"]
+    shutil.rmtree(outcome.bundle.path)  # as after a stop between training and the bundle
+    again = pipeline.train(domain, replace(config, run=replace(config.run, resume=True)))
+    assert again.bundle.files["model.safetensors"] == outcome.bundle.files["model.safetensors"]
 
 
 def test_a_second_run_does_not_overwrite_the_first(trained: tuple[Path, pipeline.Outcome]) -> None:

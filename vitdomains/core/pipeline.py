@@ -115,7 +115,7 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
         held_out = val_set.manifest
     test_set = dataset(domain, held_out, spec, cache, config)
     reader = domain_reader(domain, spec)
-    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, model=model)
+    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, model=model, threads=config.run.threads)
     report, predictions = measure(predictor, test_set, config, on_progress)
     report["floors"] = floor_table(train_set, test_set, predictions, kind, config)
     pictures = _explained(predictor, test_set, predictions, on_progress)
@@ -167,7 +167,7 @@ def assess(
         raise ManifestError(f"The {split} split is empty ({found}).", hint="Choose another --split, or all.")
     part = select_classes(part, bundle.classes)
     reader = domain_reader(domain, bundle.preprocess)
-    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size)
+    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, threads=config.run.threads)
     part, _ = drop_unreadable(
         domain, part, bundle.preprocess, cache := ImageCache(bundle.preprocess), None, on_progress
     )

@@ -24,7 +24,7 @@ from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
 from vitdomains.core.training.distill import Teacher, load_teacher
-from vitdomains.core.training.feature_cache import stored_view
+from vitdomains.core.training.feature_cache import cached_features
 from vitdomains.core.training.loop import fit
 
 
@@ -114,7 +114,7 @@ def test_a_view_is_the_same_in_whatever_parts_it_is_made(root: Path, tmp_path: P
 
     def view(folder: str, images: ImageDataset) -> np.ndarray:
         cpu = torch.device("cpu")
-        rows = stored_view("tokens", lambda x: x.mean(dim=3), "x", images, SPEC, config, tmp_path / folder, cpu, 1)
+        rows = cached_features("tokens", lambda x: x.mean(dim=3), "x", images, SPEC, config, tmp_path / folder, cpu, 1)
         return rows[np.arange(len(images))]
 
     whole = view("a", dataset)

@@ -17,6 +17,7 @@ from tests.core.training.test_loop import run
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.build import build_model
+from vitdomains.core.models.introspect import heads
 from vitdomains.core.tasks import build_task
 from vitdomains.core.training.optim import fit_head, head_inputs, linear_head
 
@@ -52,13 +53,30 @@ def test_head_gives_the_probabilities_of_multinomial_regression(classes: int) ->
 @pytest.mark.parametrize("name", ["vit:Ti/8", "timm:vit_tiny_patch16_224", "timm:resnet18"])
 def test_head_inputs_are_what_the_head_sees_whatever_the_backbone(name: str) -> None:
     model = build_model(Model(name=name, channels=3), 3, image_size=64)
-    head = linear_head(model, 3)
+    head = linear_head(model)
     images = torch.rand(4, 3, 64, 64)
     batches = [(images[:2], torch.zeros(2, 3), ["a", "b"]), (images[2:], torch.ones(2, 3), ["c", "d"])]
     x, y = head_inputs(model, head, model, batches)
     assert x.shape == (4, head.in_features) and y.tolist() == [[0.0] * 3] * 2 + [[1.0] * 3] * 2
     with torch.no_grad():
         np.testing.assert_allclose(head(torch.from_numpy(x).float()).numpy(), model.eval()(images).numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit:Ti/8", {"depth": 1}),
+        ("timm:vit_tiny_patch16_224", {"depth": 1}),
+        ("hf:vit", {"hidden_size": 192, "num_hidden_layers": 1, "num_attention_heads": 3, "intermediate_size": 64}),
+    ],
+)
+def test_the_head_is_found_where_the_classes_are_as_many_as_the_width(name: str, options: dict[str, object]) -> None:
+    model = build_model(Model(name=name, options=options, drop_rate=0.1), 192, image_size=64)
+    head = linear_head(model)
+    assert head in [module for part in heads(model) for module in part.modules()]
+    with torch.no_grad():
+        head.weight.zero_(), head.bias.fill_(3.0)
+        assert torch.equal(model.eval()(torch.rand(1, 3, 64, 64)), torch.full((1, 192), 3.0))
 
 
 def test_training_starts_above_a_random_head_and_a_resumed_run_keeps_its_head(tmp_path: Path) -> None:
@@ -75,6 +93,8 @@ def test_training_starts_above_a_random_head_and_a_resumed_run_keeps_its_head(tm
 
 def test_heads_that_are_not_one_layer_are_refused() -> None:
     lse = build_model(Model(name="vit:Ti/8", channels=1, options={"pool": "lse"}), 2, image_size=toy.SIZE)
-    for model in (lse, nn.Sequential(nn.Linear(4, 3)), nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2))):
+    two = build_model(Model(name="vit:Ti/8", options={"distilled": True}), 2, image_size=toy.SIZE)
+    mlp = build_model(Model(name="timm:resnet18", head="mlp"), 2, image_size=toy.SIZE)
+    for model in (lse, two, mlp, nn.Sequential(nn.Linear(4, 3))):
         with pytest.raises(ConfigError, match="one linear layer"):
-            linear_head(model, 2)
+            linear_head(model)

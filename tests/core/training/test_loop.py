@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,7 +27,9 @@ from vitdomains.core.errors import ConfigError, TrainingError
 from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
 from vitdomains.core.training.distill import Teacher
+from vitdomains.core.training.feature_cache import Content, FeatureCache, cached_features
 from vitdomains.core.training.loop import FitResult, batches_in_group, fit
+from vitdomains.core.training.run_state import load_state
 
 SPEC = PreprocessSpec(toy.SIZE, toy.SIZE, "squash", 1, (0.4,), (0.25,))
 
@@ -129,8 +132,103 @@ def test_refuses_to_resume_another_run(root: Path, tmp_path: Path) -> None:
     config = toy.config(root, tmp_path, epochs=1)
     run(config)
     other = replace(config, recipe=replace(config.recipe, lr=5e-4), run=replace(config.run, resume=True))
-    with pytest.raises(TrainingError, match="another model, recipe or data"):
+    with pytest.raises(TrainingError, match=r"another run: recipe.lr was 0.001, is 0.0005\."):
         run(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("preprocessing", "preprocessing.mean was .0.4., is .0.5."),
+        ("bands", "data.bands was .., is .'nir'."),
+        ("pixels", "the training images changed"),
+        ("labels", "the validation labels changed"),
+        ("seed", "run.seed was 0, is 1"),
+        ("harmless", ""),
+        ("moved", ""),
+    ],
+)
+def test_resumes_only_what_is_the_same_but_for_what_is_harmless(
+    root: Path, tmp_path: Path, change: str, named: str
+) -> None:
+    images = Path(shutil.copytree(root, tmp_path / "images"))
+    first = toy.config(images, tmp_path / "run", epochs=1)
+    run(first)
+    again = replace(first, run=replace(first.run, resume=True))
+    spec, manifest = SPEC, toy.build_manifest(first.data)
+    if change == "preprocessing":
+        spec = replace(SPEC, mean=(0.5,))
+    elif change == "bands":
+        again = replace(again, data=replace(again.data, bands=["nir"]))
+    elif change == "pixels":
+        path = Path(subset(manifest, "train").table["path"].iloc[0])
+        np.save(path, 1 - np.load(path))
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    elif change == "labels":
+        row = manifest.table.index[manifest.table["split"] == "val"][0]
+        manifest.table.loc[row, "left"] = 1 - manifest.table.loc[row, "left"]
+    elif change == "seed":
+        again = replace(again, run=replace(again.run, seed=1))
+    elif change == "harmless":
+        again = replace(again, data=replace(again.data, cache_dir="elsewhere"), run=replace(again.run, threads=3))
+    elif change == "moved":
+        moved = Path(shutil.copytree(images, tmp_path / "moved"))  # keeps sizes and times
+        again, manifest = replace(again, data=replace(again.data, root=str(moved))), None
+    if not named:
+        run(again, manifest, spec=spec)
+        return
+    with pytest.raises(TrainingError, match=named) as raised:
+        run(again, manifest, spec=spec)
+    assert str(raised.value).count(" was ") + str(raised.value).count(" changed") == 1
+
+
+def test_a_state_of_an_earlier_version_is_named_as_such(root: Path, tmp_path: Path) -> None:
+    torch.save({"fingerprint": "ab", "epoch": 1}, tmp_path / "old.pt")
+    with pytest.raises(TrainingError, match="of another version of vitdomains. Anew"):
+        load_state(tmp_path / "old.pt", {}, "Anew.")
+
+
+@pytest.mark.parametrize("content", ["tokens", "teacher"])
+def test_repeated_files_do_not_shift_the_rows_of_the_feature_cache(tmp_path: Path, content: Content) -> None:
+    a, b, c, d = (bytes([i]) * 16 for i in range(4))
+    for first in (FeatureCache(tmp_path, "x", content), FeatureCache(tmp_path, "y", content)):
+        first.append([a, a, b], np.array([[0.0], [0.0], [1.0]]))
+        other = FeatureCache(tmp_path, "x", content)  # another process, or a later run
+        other.append([c, b, d], np.array([[2.0], [1.0], [3.0]]))
+        first.append([d, c], np.array([[3.0], [2.0]]))
+        assert first.select([d, a, c, b, a])[np.arange(5)].ravel().tolist() == [3, 0, 2, 1, 0]
+
+
+def test_a_killed_append_leaves_no_wrong_row(tmp_path: Path) -> None:
+    a, b = b"a" * 16, b"b" * 16
+    FeatureCache(tmp_path, "x").append([a], np.array([[1.0, 2.0]]))
+    (data,) = tmp_path.glob("*.f16")
+    (keys,) = tmp_path.glob("*.keys")
+    with data.open("ab") as rows, keys.open("ab") as half:
+        rows.write(b"torn")
+        half.write(b[:7])
+    again = FeatureCache(tmp_path, "x")
+    again.append([b], np.array([[3.0, 4.0]]))
+    assert FeatureCache(tmp_path, "x").select([b, a])[np.arange(2)].tolist() == [[3, 4], [1, 2]]
+
+
+def test_a_data_set_that_repeats_files_gets_the_features_of_each(root: Path, tmp_path: Path) -> None:
+    config = toy.config(root, tmp_path)
+    part = subset(toy.build_manifest(config.data), "train")
+    table = part.table.copy()
+    table["path"] = table["path"].iloc[[0, 0, 1, *range(3, len(table))]].to_numpy()
+    images = ImageDataset(replace(part, table=table), toy.read_image, SPEC)
+    seen: list[int] = []
+
+    def network(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return x.mean(dim=3)
+
+    config = replace(config, recipe=replace(config.recipe, batch_size=3))
+    rows = cached_features("teacher", network, "x", images, SPEC, config, tmp_path / "c", torch.device("cpu"), 0)
+    expected = np.stack([(images.image(i) / 255 - 0.4).mean(axis=1) / 0.25 for i in range(len(images))])
+    np.testing.assert_allclose(rows[np.arange(len(images))][:, 0], expected, atol=1e-5)
+    assert sum(seen) == len(images) - 1
 
 
 def test_accumulation_is_the_large_batch(root: Path, tmp_path: Path) -> None:
@@ -198,6 +296,12 @@ def test_sharpness_aware_step_differs_and_learns(root: Path, tmp_path: Path) -> 
     assert sharp.history[-1]["loss"] < sharp.history[0]["loss"] + 0.02
 
 
+def test_sharpness_aware_steps_of_accumulated_batches_are_those_of_the_large_batch(root: Path, tmp_path: Path) -> None:
+    _, large = run(toy.config(root, tmp_path / "a", epochs=2, batch_size=16, sam_rho=0.5))
+    _, small = run(toy.config(root, tmp_path / "b", epochs=2, batch_size=4, accumulate=4, sam_rho=0.5))
+    assert apart(large, small) < 2e-3  # of the last batch alone: above 1e-2
+
+
 def test_progressive_sizes_compare_only_the_final_size(root: Path, tmp_path: Path) -> None:
     result, _ = run(toy.config(root, tmp_path, epochs=4, progressive_sizes=[(0.5, 16), (1.0, 32)]))
     assert [row["size"] for row in result.history] == [16, 16, 32, 32]
@@ -218,6 +322,14 @@ def test_early_stopping(root: Path, tmp_path: Path) -> None:
     result, _ = run(toy.config(root, tmp_path, epochs=30, lr=1e-9, min_lr=1e-9, early_stopping=2))
     assert len(result.history) < 30
     assert len(result.history) - 1 - result.best_epoch == 2
+
+
+def test_a_run_that_stopped_early_stays_as_it_is_when_resumed(root: Path, tmp_path: Path) -> None:
+    config = toy.config(root, tmp_path, epochs=30, lr=1e-9, min_lr=1e-9, early_stopping=1)
+    stopped, weights = run(config)
+    again, same = run(replace(config, run=replace(config.run, resume=True)))
+    assert again.history == stopped.history and again.best_epoch == stopped.best_epoch
+    assert apart(weights, same) == 0.0
 
 
 def test_sample_weights_are_used(root: Path, tmp_path: Path) -> None:

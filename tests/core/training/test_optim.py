@@ -27,9 +27,8 @@ from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import subset
 from vitdomains.core.models.build import build_model, layer_ids
 from vitdomains.core.tasks import MultiLabel, SingleLabel
-from vitdomains.core.training.loop import train_epoch
+from vitdomains.core.training.loop import set_up, train_epoch
 from vitdomains.core.training.optim import distillation_loss, learning_rate, parameter_groups, sam_ascend, sam_descend
-from vitdomains.core.training.setup import start
 
 RECIPE = Recipe(lr=1e-3, layer_decay=0.75, weight_decay=0.1)
 
@@ -39,9 +38,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return toy.write_images(tmp_path_factory.mktemp("squares"), n=40)
 
 
-def by_name(groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
+def by_name(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, tuple[float, float]]:
     """(factor on the learning rate, weight decay) of every parameter."""
-    return {name: (group["lr_scale"], group["weight_decay"]) for group in groups for name in group["names"]}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {names[p]: (group["lr_scale"], group["weight_decay"]) for group in groups for p in group["params"]}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_the_learning_rate_of_every_group(name: str, options: dict[str, Any], si
     """The head learns at the full rate, each block below at 0.75 of the one above it, the embedding at the least."""
     model = build_model(Model(name=name, options=options), 5, image_size=size)
     depth, groups = layer_ids(model), parameter_groups(model, replace(RECIPE, head_lr_scale=2.0))
-    top, found = max(depth.values()), by_name(groups)
+    top, found = max(depth.values()), by_name(model, groups)
     assert found.keys() == dict(model.named_parameters()).keys()
     assert sum(len(group["params"]) for group in groups) == len(found)
     for parameter, (scale, decay) in found.items():
@@ -74,12 +74,14 @@ def test_the_learning_rate_of_every_group(name: str, options: dict[str, Any], si
 
 
 def test_vit_and_swin_by_hand() -> None:
-    vit = by_name(parameter_groups(build_model(Model(name="vit:Ti/16"), 5, image_size=32), RECIPE))
+    vit = by_name(model := build_model(Model(name="vit:Ti/16"), 5, image_size=32), parameter_groups(model, RECIPE))
     assert vit["head.weight"] == (1.0, 0.1) and vit["norm.weight"] == (0.75, 0.0)
     assert vit["blocks.11.mlp.fc2.weight"] == (0.75, 0.1) and vit["blocks.0.attn.qkv.bias"] == (0.75**12, 0.0)
     assert vit["patch_embed.proj.weight"] == (0.75**13, 0.1) and vit["pos_embed"] == vit["cls_token"] == (0.75**13, 0.0)
     # Swin-T: two, two, six and two blocks.
-    swin = by_name(parameter_groups(build_model(Model(name="timm:swin_tiny_patch4_window7_224"), 5), RECIPE))
+    swin = by_name(
+        model := build_model(Model(name="timm:swin_tiny_patch4_window7_224"), 5), parameter_groups(model, RECIPE)
+    )
     assert swin["head.fc.weight"] == (1.0, 0.1)
     expected = {(0, 0): 12, (0, 1): 11, (1, 0): 10, (2, 0): 8, (2, 5): 3, (3, 0): 2, (3, 1): 1}
     for (stage, block), below in expected.items():
@@ -103,7 +105,7 @@ def test_the_groups_are_timms(name: str) -> None:
 
 def test_what_is_frozen_is_in_no_group() -> None:
     model = build_model(Model(name="vit:Ti/16", freeze="8"), 5, image_size=32)
-    found = by_name(parameter_groups(model, RECIPE))
+    found = by_name(model, parameter_groups(model, RECIPE))
     assert not any(re.match(r"patch_embed|pos_embed|cls_token|blocks\.[0-7]\.", name) for name in found)
     assert found["blocks.8.attn.qkv.weight"] == (pytest.approx(0.75**4), 0.1)
 
@@ -125,7 +127,7 @@ def test_the_loop_gives_each_group_its_rate(root: Path, tmp_path: Path) -> None:
         for split in ("train", "val")
     )
     model = build_model(config.model, 2, image_size=toy.SIZE)
-    session = start(model, MultiLabel(toy.CLASSES), train, val, SPEC, config, None, lambda *a: None)
+    session = set_up(model, MultiLabel(toy.CLASSES), train, val, SPEC, config, None, lambda *a: None)
     train_epoch(session, 0, toy.SIZE)
     session.log.close()
     # 24 images: three batches, in two optimiser steps an epoch; the last was the second of four.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -22,6 +21,7 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from vitdomains.core.data.preprocess import resize_array
 from vitdomains.core.metrics import scores as metrics
 from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.metrics.calibrate import Kind
@@ -220,5 +220,4 @@ def floors(
 
 def thumbnail(image: npt.NDArray[Any], size: int = 32) -> npt.NDArray[np.float32]:
     """An image [H, W] or [H, W, C] squashed to ``size`` x ``size`` pixels by area averaging, flat, in its own unit."""
-    small = cv2.resize(np.asarray(image, dtype=np.float32), (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, dtype=np.float32).ravel()
+    return resize_array(np.asarray(image, dtype=np.float32), size, size).ravel()

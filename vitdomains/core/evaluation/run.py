@@ -38,7 +38,7 @@ def calibrated(
     """The bundle with temperature and thresholds, both from the validation split only."""
     recipe = config.recipe
     reader = domain_reader(domain, bundle.preprocess)
-    predictor = Predictor(bundle, reader, batch_size=recipe.batch_size, model=model)
+    predictor = Predictor(bundle, reader, batch_size=recipe.batch_size, model=model, threads=config.run.threads)
     logits, targets = logits_of(predictor, val, config, on_progress, "calibrate"), labels(val.manifest)
     temperature = fit_temperature(logits, targets, bundle.task_kind)
     scores = bundle.task.scores(logits, temperature)

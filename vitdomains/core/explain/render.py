@@ -169,8 +169,9 @@ def explain_image(
     maps = heatmaps(predictor.model, x, bundle.classes, method, indices, kind=bundle.task_kind, steps=steps)[0]
     affine = geometry(bundle.preprocess, image.shape[:2])
     heats = tuple(to_original(m.values, affine, image.shape[:2]) for m in maps)
-    # Bands of any scale are no picture yet.
-    shown = composite(image) if bundle.preprocess.storage == "float32" else image
+    # Bands of any scale, or of any number, are no picture yet.
+    bands = bundle.preprocess.storage == "float32" or (image.ndim == 3 and image.shape[2] not in (1, 3))
+    shown = composite(image) if bands else image
     return Explained(shown, tuple(maps), heats, chosen, scores)
 
 

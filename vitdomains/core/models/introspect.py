@@ -84,6 +84,20 @@ def _transformers_depths(model: nn.Module, head: tuple[str, ...], stages: bool) 
     return ids
 
 
+def heads(model: nn.Module) -> list[nn.Module]:
+    """The modules that turn pooled features into logits: one, two with a distillation token, none of an unknown model."""
+    foreign: Any = model
+    if isinstance(model, VisionTransformer):
+        found = [model.head, model.head_dist]
+    elif hasattr(foreign, "get_classifier"):
+        classifier = foreign.get_classifier()
+        found = list(classifier) if isinstance(classifier, tuple) else [classifier]
+    else:
+        prefixes = foreign.head_prefixes() if hasattr(foreign, "head_prefixes") else []
+        found = [model.get_submodule(prefix.rstrip(".")) for prefix in prefixes]
+    return [head for head in found if head is not None]
+
+
 def no_decay_names(model: nn.Module) -> set[str]:
     """Parameters without weight decay: biases, norms and LayerScale (one dimension), tokens, positions, position bias tables."""
     ask: Any = getattr(model, "no_weight_decay", None)

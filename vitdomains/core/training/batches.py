@@ -1,7 +1,7 @@
-"""What the loop is fed: batches of images, or the output of the frozen lower blocks, computed once.
+"""Batches for the training loop: images, or the cached output of the frozen lower blocks.
 
-Between the data set and ``fit``. Both feeds have one shape, so the loop knows no difference: an iterator of
-``(inputs, targets, ids)`` and the part of the model that takes these inputs.
+Both have one shape, so the loop knows no difference: an iterator of ``(inputs, targets, ids)`` and the part of the model that
+takes these inputs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vitdomains.core.data.loading import batches
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.introspect import split_frozen
-from vitdomains.core.training.feature_cache import Tokens, stored_view
+from vitdomains.core.training.feature_cache import Features, cached_features
 
 Forward = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Feed:
+class Batches:
     """``train(epoch, size, start)`` and ``val(size)`` iterate batches; ``forward(module)`` takes their inputs to logits."""
 
     train: Callable[[int, int, int], Iterator[Batch]]
@@ -41,7 +41,7 @@ def steps_per_epoch(n_images: int, batch_size: int, world: int = 1) -> int:
     return max(1, n_images // (batch_size * world))
 
 
-def image_feed(
+def image_batches(
     train: ImageDataset,
     val: ImageDataset,
     spec: PreprocessSpec,
@@ -49,7 +49,7 @@ def image_feed(
     device: torch.device,
     rank: int = 0,
     world: int = 1,
-) -> Feed:
+) -> Batches:
     """Batches of images from the cache, normalised on the device."""
     recipe, run = config.recipe, config.run
     steps = steps_per_epoch(len(train), recipe.batch_size, world)
@@ -67,10 +67,10 @@ def image_feed(
     def forward(module: nn.Module) -> Forward:
         return lambda images: module(normalise(images.to(device, non_blocking=True), spec))
 
-    return Feed(train_batches, val_batches, forward, steps)
+    return Batches(train_batches, val_batches, forward, steps)
 
 
-def frozen_feed(
+def frozen_batches(
     model: nn.Module,
     train: ImageDataset,
     val: ImageDataset,
@@ -78,7 +78,7 @@ def frozen_feed(
     config: Config,
     folder: Path,
     device: torch.device,
-) -> Feed:
+) -> Batches:
     """Tokens after the frozen blocks, for ``frozen_cache_views`` augmented views of each training image.
 
     Epoch ``e`` trains on view ``e mod views``. The tokens stay as float16 in ``folder``, so that a second run with the
@@ -102,12 +102,13 @@ def frozen_feed(
     lower, weights = split[0], frozen_weights_hash(model)
     # View 0 is the image as validation sees it; the others are augmented.
     views = [
-        frozen_tokens(lower, train, spec, config, folder, device, weights, v) for v in range(recipe.frozen_cache_views)
+        cached_features("tokens", lower, weights, train, spec, config, folder, device, view)
+        for view in range(recipe.frozen_cache_views)
     ]
-    held_out = frozen_tokens(lower, val, spec, config, folder, device, weights, 0)
+    held_out = cached_features("tokens", lower, weights, val, spec, config, folder, device, 0)
     steps = steps_per_epoch(len(train), recipe.batch_size)
 
-    def rows(tokens: Tokens, dataset: ImageDataset, order: np.ndarray) -> Iterator[Batch]:
+    def rows(tokens: Features, dataset: ImageDataset, order: np.ndarray) -> Iterator[Batch]:
         for first in range(0, len(order), recipe.batch_size):
             chosen = np.sort(order[first : first + recipe.batch_size])  # the file is read forwards
             yield (
@@ -125,7 +126,7 @@ def frozen_feed(
         assert parts is not None  # it is the model above, or its moving average
         return parts[1]
 
-    return Feed(train_batches, lambda size: rows(held_out, val, np.arange(len(val))), forward, steps)
+    return Batches(train_batches, lambda size: rows(held_out, val, np.arange(len(val))), forward, steps)
 
 
 def frozen_weights_hash(model: nn.Module) -> str:
@@ -135,17 +136,3 @@ def frozen_weights_hash(model: nn.Module) -> str:
         if not parameter.requires_grad:
             digest.update(name.encode() + parameter.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def frozen_tokens(
-    lower: Forward,
-    dataset: ImageDataset,
-    spec: PreprocessSpec,
-    config: Config,
-    folder: Path,
-    device: torch.device,
-    weights: str,
-    view: int,
-) -> Tokens:
-    """Tokens of one view of a data set; ``weights`` is the hash of the frozen part that computes them."""
-    return stored_view("tokens", lower, weights, dataset, spec, config, folder, device, view)

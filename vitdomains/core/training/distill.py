@@ -1,4 +1,4 @@
-"""A teacher to distil from: a bundle, or any model with weights; asked once an image where that is all it can be asked."""
+"""Teachers for distillation: a bundle, or any model with weights; logits are cached where an image never changes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.models.build import build_model, default_mean_std
 from vitdomains.core.training.batches import Forward
-from vitdomains.core.training.feature_cache import stored_view
+from vitdomains.core.training.feature_cache import cached_features
 
 Teach = Callable[[Tensor, Sequence[str], int], Tensor]
-"""What the feed gave (inputs, ids) in which epoch -> the teacher's logits [B, K]."""
+"""Inputs and ids of a batch, and the epoch -> the teacher's logits [B, K]."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def load_teacher(config: Config, spec: PreprocessSpec, classes: tuple[str, ...])
         teacher = Model(name=name, weights=config.recipe.teacher_weights, channels=config.model.channels)
         size = spec.height
         model, (mean, std) = build_model(teacher, len(classes), image_size=size), default_mean_std(teacher)
-    return Teacher(_asked(model.eval().requires_grad_(False), spec, mean, std, size), _content(model, mean, std, size))
+    return Teacher(_logits(model.eval().requires_grad_(False), spec, mean, std, size), _content(model, mean, std, size))
 
 
-def _asked(
+def _logits(
     model: nn.Module, spec: PreprocessSpec, mean: tuple[float, ...], std: tuple[float, ...], size: int
 ) -> Forward:
     def logits(images: Tensor) -> Tensor:
@@ -86,9 +86,9 @@ def _content(model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...], 
 def teaching(
     teacher: Teacher, train: ImageDataset, spec: PreprocessSpec, config: Config, folder: Path, device: torch.device
 ) -> Teach:
-    """How the loop asks: from ``folder``, where every image is seen in few ways that were all asked before, else anew each time.
+    """What gives the loop the teacher's logits: the cache in ``folder`` where every image has few views, else the teacher.
 
-    The logits are kept where nothing is drawn at random (no augmentation, no mixing, one size), and for the views of frozen
+    The logits are cached where nothing is drawn at random (no augmentation, no mixing, one size), and for the views of frozen
     blocks. What changes with every epoch cannot be asked ahead: a teacher must see what the student sees (Beyer et al. 2022,
     "Knowledge distillation: A good teacher is patient and consistent", section 3.1).
     """
@@ -97,14 +97,14 @@ def teaching(
     views = recipe.frozen_cache_views or int(still and run.devices * run.num_nodes == 1)
     if not views:
         return lambda inputs, ids, epoch: teacher.logits(normalise(inputs.to(device), spec)).float()
-    kept = [
-        stored_view("teacher", teacher.logits, teacher.content, train, spec, config, folder, device, view)
+    cached = [
+        cached_features("teacher", teacher.logits, teacher.content, train, spec, config, folder, device, view)
         for view in range(views)
     ]
     row = {identity: i for i, identity in enumerate(train.ids)}
 
-    def remembered(inputs: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
+    def looked_up(inputs: Tensor, ids: Sequence[str], epoch: int) -> Tensor:
         rows = np.array([row[identity] for identity in ids])
-        return torch.from_numpy(kept[epoch % views][rows]).to(device)
+        return torch.from_numpy(cached[epoch % views][rows]).to(device)
 
-    return remembered
+    return looked_up

@@ -1,14 +1,16 @@
-"""What a network says of an image that never changes: tokens after frozen blocks, logits of a teacher, kept on disk.
+"""On-disk cache of what a network says of each image: tokens after frozen blocks, logits of a teacher.
 
-Between the data set and the loop, one row an image, added as they are computed, safe under ``kill -9``. The rows file grows
-first, the index after it; rows that no index entry names are overwritten by the next append.
+One row an image, added as it is computed, safe under several processes and ``kill -9``: the rows are written first, their keys
+after them; rows without a key are overwritten by the next append.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +30,14 @@ from vitdomains.core.process import has_fast_bf16
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["tokens", "teacher"]
-TYPES: dict[Kind, type[np.floating]] = {"tokens": np.float16, "teacher": np.float32}
-"""What is kept, and how exactly: tokens are many, logits are few."""
+Content = Literal["tokens", "teacher"]
+TYPES: dict[Content, type[np.floating]] = {"tokens": np.float16, "teacher": np.float32}
+"""How exactly rows are stored: tokens are many, logits are few."""
+_KEY = 16  # bytes
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Features:
     """Rows [M, ...] on disk, and which of them belong to a data set of N images, in its order."""
 
     rows: np.ndarray
@@ -45,57 +48,73 @@ class Tokens:
         return np.asarray(self.rows[self.order[images]])
 
 
-class TokenStore:
-    """Rows by key (the path of an image) in ``folder/KIND-NAME.f16`` (``.f32``) with ``folder/KIND-NAME.json`` beside it."""
+class FeatureCache:
+    """Rows by key (16 bytes) in ``folder/CONTENT-NAME.f16`` (``.f32``), beside them their keys in order and their shape."""
 
-    def __init__(self, folder: Path, name: str, kind: Kind = "tokens") -> None:
+    def __init__(self, folder: Path, name: str, content: Content = "tokens") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._type = np.dtype(TYPES[kind])
-        self._data = folder / f"{kind}-{name}.f{8 * self._type.itemsize}"
-        self._index = folder / f"{kind}-{name}.json"
-        known = (
-            json.loads(self._index.read_text(encoding="utf-8")) if self._index.exists() else {"shape": [], "keys": []}
-        )
-        self._shape: list[int] = known["shape"]
-        self._row: dict[str, int] = {key: row for row, key in enumerate(known["keys"])}
+        self._type = np.dtype(TYPES[content])
+        self._data = folder / f"{content}-{name}.f{8 * self._type.itemsize}"
+        self._keys = folder / f"{content}-{name}.keys"
+        self._shape = folder / f"{content}-{name}.shape"
+        self._row: dict[bytes, int] = {}
+        self._keys.touch()
+        self._data.touch()
+        with self._keys.open("rb") as keys:
+            self._read(keys.fileno())
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: bytes) -> bool:
         return key in self._row
 
-    def append(self, keys: Sequence[str], tokens: np.ndarray) -> None:
-        """Add rows [B, ...]."""
-        rows = np.ascontiguousarray(tokens, self._type)
-        self._shape = list(rows.shape[1:])
-        with self._data.open("r+b" if self._data.exists() else "w+b") as handle:
-            handle.seek(len(self._row) * rows[0].nbytes)
-            handle.write(rows.tobytes())
-        self._row |= {key: len(self._row) + i for i, key in enumerate(keys)}
-        write_text(self._index, json.dumps({"shape": self._shape, "keys": list(self._row)}))
+    def _read(self, keys: int) -> None:
+        """Take note of the keys that were added since the last look, by whomever."""
+        known = len(self._row)
+        count = os.fstat(keys).st_size // _KEY - known
+        added = os.pread(keys, count * _KEY, known * _KEY)
+        self._row |= {added[i * _KEY : (i + 1) * _KEY]: known + i for i in range(count)}
 
-    def select(self, keys: Sequence[str]) -> Tokens:
+    def append(self, keys: Sequence[bytes], values: np.ndarray) -> None:
+        """Add the rows [B, ...] of those keys that are new; equal keys stand for equal rows."""
+        rows = np.ascontiguousarray(values, self._type)
+        if not self._shape.exists():
+            write_text(self._shape, json.dumps(rows.shape[1:]))
+        with self._keys.open("r+b") as index, self._data.open("r+b") as data:
+            fcntl.flock(index, fcntl.LOCK_EX)
+            self._read(index.fileno())
+            new = {key: i for i, key in enumerate(keys) if key not in self._row}
+            data.seek(len(self._row) * rows[0].nbytes)
+            data.write(rows[list(new.values())].tobytes())
+            data.flush()
+            index.seek(len(self._row) * _KEY)
+            index.write(b"".join(new))
+            index.flush()
+            self._row |= {key: len(self._row) + i for i, key in enumerate(new)}
+
+    def select(self, keys: Sequence[bytes]) -> Features:
         """The rows of ``keys``, in that order."""
-        rows = np.memmap(self._data, self._type, "r", shape=(len(self._row), *self._shape))
-        return Tokens(rows, np.array([self._row[key] for key in keys]))
+        shape = json.loads(self._shape.read_text(encoding="utf-8"))
+        rows = np.memmap(self._data, self._type, "r", shape=(len(self._row), *shape))
+        return Features(rows, np.array([self._row[key] for key in keys]))
 
 
 @torch.inference_mode()
-def stored_view(
-    kind: Kind,
+def cached_features(
+    content: Content,
     network: Callable[[Tensor], Tensor],
-    content: str,
+    identity: str,
     dataset: ImageDataset,
     spec: PreprocessSpec,
     config: Config,
     folder: Path,
     device: torch.device,
     view: int,
-) -> Tokens:
-    """What ``network`` says of one view of every image; what an earlier run left in ``folder`` is not computed again.
+) -> Features:
+    """The output of ``network`` for one view of every image; what an earlier run left in ``folder`` is not computed again.
 
     Args:
-        kind: Tokens or a teacher's logits.
+        content: Tokens or a teacher's logits.
         network: Normalised images [B, C, H, W] -> [B, ...].
-        content: Hash of all of the network that its output depends on.
+        identity: Hash of all of the network that its output depends on.
         dataset: The images. View 0 shows them as validation sees them, the others as epoch ``view`` would augment them.
         spec: How the network's input is normalised.
         config: Augmentation, batch size, precision.
@@ -106,11 +125,12 @@ def stored_view(
     augmented, recipe = view > 0, config.recipe
     how = (recipe.augment, recipe.randaugment_magnitude, recipe.erasing, dataset.seed) if augmented else ()
     fast = recipe.precision != "fp32" and (device.type == "cuda" or has_fast_bf16())
-    name = hashlib.sha256(repr((content, spec, view, how, fast)).encode()).hexdigest()[:16]
-    store = TokenStore(folder, name, kind)
-    keys = [file_key(path, "tokens").hex() for path in dataset.paths]  # a file that changed is another image
+    name = hashlib.sha256(repr((identity, spec, view, how, fast)).encode()).hexdigest()[:16]
+    cache = FeatureCache(folder, name, content)
+    keys = [file_key(path, "tokens") for path in dataset.paths]  # a file that changed is another image
     # In order and with their own numbers, by which the augmentation is drawn: a view is the same in whatever parts it is made.
-    missing = np.array([i for i, key in enumerate(keys) if key not in store], dtype=np.int64)
+    first = {key: i for i, key in reversed(list(enumerate(keys)))}  # a file may stand in several rows
+    missing = np.array(sorted(i for key, i in first.items() if key not in cache), dtype=np.int64)
     source = dataset if augmented else dataset.without_augmentation()
     made = batches(source, recipe.batch_size, shuffle=False, seed=config.run.seed, epoch=view, rows=missing,
                    workers=config.run.workers)  # fmt: skip
@@ -118,9 +138,8 @@ def stored_view(
     for images, _, _ in made:
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             rows = network(normalise(images.to(device), spec)).float().cpu().numpy()
-        store.append([keys[i] for i in missing[done : done + len(rows)]], rows)
+        cache.append([keys[i] for i in missing[done : done + len(rows)]], rows)
         done += len(rows)
-        told = done % (10 * recipe.batch_size) == 0 or done == len(missing)
-        text = "%s, view %d: %d of %d images"
-        logger.log(logging.INFO if told else logging.DEBUG, text, kind, view, done, len(missing))
-    return store.select(keys)
+        level = logging.INFO if done % (10 * recipe.batch_size) == 0 or done == len(missing) else logging.DEBUG
+        logger.log(level, "%s, view %d: %d of %d images", content, view, done, len(missing))
+    return cache.select(keys)

@@ -36,7 +36,7 @@ from vitdomains.core.models.build import build_model
 from vitdomains.core.models.introspect import split_frozen
 from vitdomains.core.models.vit import vit
 from vitdomains.core.process import physical_cores
-from vitdomains.core.training import optim as recipes
+from vitdomains.core.training.optim import parameter_groups
 from vitdomains.core.training.setup import precision
 
 CPU_SCRATCH = (0.25, 32 * 2**20)
@@ -185,7 +185,7 @@ def _two_steps(model: nn.Module, spec: PreprocessSpec, config: Config) -> None:
     """Two, because the optimiser's state is there from the second on."""
     device = device_of(config)
     model.to(device)
-    groups = [{k: v for k, v in g.items() if k != "names"} for g in recipes.parameter_groups(model, config.recipe)]
+    groups = parameter_groups(model, config.recipe)
     optimizer = torch.optim.AdamW(groups, lr=config.recipe.lr, fused=True)
     ema = ModelEmaV3(model, decay=config.recipe.ema_decay) if config.recipe.ema_decay else None
     step = _step(model, spec, config, device)

@@ -1,7 +1,4 @@
-"""The fine-tuning recipe: parameter groups, schedule, sharpness-aware step, distillation loss.
-
-Between the model and the loop: pure functions of the recipe that ``train.fit`` calls. EMA is timm's ``ModelEmaV3``.
-"""
+"""Parts of the recipe: linear-probe initialisation, parameter groups, schedule, losses, sharpness-aware step."""
 
 from __future__ import annotations
 
@@ -18,38 +15,45 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from vitdomains.core.config.schema import Recipe
+from vitdomains.core.config.schema import Config, Recipe
 from vitdomains.core.data.dataset import Batch
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.metrics.scores import class_indices
-from vitdomains.core.models.introspect import layer_ids, no_decay_names
+from vitdomains.core.models.introspect import heads, layer_ids, no_decay_names
 from vitdomains.core.tasks import Task
-from vitdomains.core.training.batches import Forward
-
-# --------------------
-# A head that starts where a linear probe ends, before the layers below it are trained with it.
-#
-# Between the model and the loop. A random head sends random gradients into pretrained layers and distorts what they know;
-# fitted first on their features, it does not (LP-FT: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and
-# Underperform Out-of-Distribution", section 3.3).
+from vitdomains.core.training.batches import Batches, Forward
 
 logger = logging.getLogger(__name__)
 
 
-def linear_head(model: nn.Module, n_classes: int) -> nn.Linear:
+def probe_head(model: nn.Module, task: Task, batches: Batches, config: Config, fabric: Any, height: int) -> None:
+    """Start the head as a linear probe of what the first epoch shows, the same on every device.
+
+    A random head sends random gradients into pretrained layers and distorts what they know; fitted first on their features, it
+    does not (LP-FT: Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution",
+    section 3.3).
+    """
+    head = linear_head(model)
+    with fabric.autocast():
+        images = batches.train(0, size_at(0, config.recipe, height), 0)
+        x, y = head_inputs(model, head, batches.forward(model), images)
+    fit_head(head, x, y[:, : len(task.classes)], task, config.recipe.head_init_c)
+    head.load_state_dict(fabric.broadcast(head.state_dict()))
+
+
+def linear_head(model: nn.Module) -> nn.Linear:
     """The layer that gives the logits.
 
     Raises:
         ConfigError: The logits come from no single linear layer, as with an mlp head or pooled patch logits.
     """
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == n_classes]
-    last = found[-1] if found else None
-    if last is None or len(found) > 1 or getattr(model, "combine", None) is not None:
+    found = [m for head in heads(model) for m in head.modules() if isinstance(m, nn.Linear)]
+    if len(found) != 1 or getattr(model, "combine", None) is not None:
         raise ConfigError(
             "recipe.head_init = probe needs a model whose logits come from one linear layer.",
             hint="Use model.head linear, no distillation token and another pool than lse; or recipe.head_init random.",
         )
-    return last
+    return found[0]
 
 
 @torch.no_grad()
@@ -113,7 +117,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     spares what ``no_decay_names`` lists and every parameter of one dimension (bias, norm, LayerScale).
 
     Returns:
-        Dictionaries with ``params``, ``names``, ``weight_decay`` and ``lr_scale``; frozen parameters are left out.
+        Dictionaries with ``params``, ``weight_decay`` and ``lr_scale``; frozen parameters are left out.
     """
     depth = layer_ids(model)
     top = max(depth.values())
@@ -127,10 +131,9 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
         scale = recipe.layer_decay ** (top - layer) * (recipe.head_lr_scale if layer == top else 1.0)
         group = groups.setdefault(
             (layer, decays),
-            {"params": [], "names": [], "weight_decay": recipe.weight_decay if decays else 0.0, "lr_scale": scale},
+            {"params": [], "weight_decay": recipe.weight_decay if decays else 0.0, "lr_scale": scale},
         )
         group["params"].append(parameter)
-        group["names"].append(name)
     return [groups[key] for key in sorted(groups)]
 
 

@@ -1,8 +1,7 @@
-"""What the training loop holds while it runs, how it begins and where it goes on after a stop."""
+"""Device, optimiser, moving average and saved state of a training run, before its first step."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -15,43 +14,42 @@ from typing import Any
 import lightning_fabric
 import torch
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from vitdomains.core.config.schema import Config
-from vitdomains.core.data.dataset import ImageDataset
-from vitdomains.core.data.manifest import manifest_hash
-from vitdomains.core.data.preprocess import PreprocessSpec
+from vitdomains.core.data.dataset import Batch
 from vitdomains.core.process import has_fast_bf16
-from vitdomains.core.tasks import Task
-from vitdomains.core.training import optim as recipes
-from vitdomains.core.training.batches import Feed, Forward, frozen_feed, image_feed
-from vitdomains.core.training.distill import Teach, Teacher, teaching
-from vitdomains.core.training.optim import fit_head, head_inputs, linear_head
-from vitdomains.core.training.run_state import RunLog, load_state, save_state
+from vitdomains.core.training.batches import Batches, Forward
+from vitdomains.core.training.run_state import Identity, RunLog, load_state, save_state, trained_state
 
 logger = logging.getLogger(__name__)
 
-OnProgress = Callable[[int, int, str], None]
+OnStep = Callable[[int, int, str], None]
+"""Steps done, steps in all, a short text."""
+Backward = Callable[[int], Tensor]
+"""Adds the gradients of one batch, divided by a number of batches, to the parameters; returns the loss."""
+Objective = Callable[["Training", Batch, int, int], Backward]
+"""What is minimised: a batch, its epoch and its step -> its backward pass, which may be run again (sharpness-aware steps)."""
+ANEW = "Resume with the same configuration, choose another --run.dir, or start anew with --run.overwrite true."
 
 
 @dataclass
-class Session:
+class Training:
     """What the loop holds while it runs; ``state`` is the part that a resumed run gets back."""
 
     config: Config
-    task: Task
-    feed: Feed
+    objective: Objective
+    batches: Batches
     fabric: Any
     model: nn.Module  # as the caller gave it
     wrapped: nn.Module  # the same parameters, compiled and distributed
-    forward: Forward  # inputs of the feed -> logits, through ``wrapped``
+    forward: Forward  # inputs of a batch -> logits, through ``wrapped``
     optimizer: Any
     ema: ModelEmaV3 | None
-    teach: Teach | None
-    weight_of: dict[str, float]
+    image_size: int
     state: dict[str, Any]
     log: RunLog | None
-    on_progress: OnProgress
+    on_step: OnStep
     seen: int = 0
     saved_at: float = 0.0
 
@@ -61,14 +59,11 @@ class Session:
 
     @property
     def total_steps(self) -> int:
-        return self.config.recipe.epochs * self.feed.steps_per_epoch
+        return self.config.recipe.epochs * self.batches.steps_per_epoch
 
 
-def start(
-    model: nn.Module, task: Task, train: ImageDataset, val: ImageDataset, spec: PreprocessSpec, config: Config,
-    teacher: Teacher | None, on_progress: OnProgress,
-) -> Session:  # fmt: skip
-    """Put the model on its device, build the optimiser and the feed, and go to where a resumed run stopped."""
+def launch(config: Config) -> Any:
+    """Lightning Fabric for the devices and the precision of the configuration, with the seed set."""
     recipe, run = config.recipe, config.run
     fabric: Any = lightning_fabric.Fabric(
         accelerator=run.accelerator,
@@ -81,65 +76,77 @@ def start(
         fabric.launch()
         torch.set_num_threads(threads)  # launching sets them by a rule of its own
     torch.manual_seed(run.seed)
-    model.to(fabric.device)
-    if recipe.region_weight:
-        model.region_training = True  # type: ignore[assignment]
-    if teacher is not None and getattr(model, "dist_token", None) is not None:
-        model.distilled_training = True  # type: ignore[assignment]
-    groups = [{k: v for k, v in group.items() if k != "names"} for group in recipes.parameter_groups(model, recipe)]
+    return fabric
+
+
+def start(
+    model: nn.Module,
+    groups: list[dict[str, Any]],
+    make_batches: Callable[[], Batches],
+    objective: Objective,
+    config: Config,
+    fabric: Any,
+    identity: Identity,
+    *,
+    image_size: int = 0,
+    initialise: Callable[[Batches], None] = lambda batches: None,
+    hint: str = ANEW,
+    on_step: OnStep,
+) -> Training:
+    """Build the optimiser and go to where a resumed run stopped.
+
+    Args:
+        model: On the device of ``fabric``.
+        groups: Of AdamW, each with its ``lr_scale``.
+        make_batches: Called once the model is set up.
+        objective: What is minimised.
+        config: ``recipe`` and ``run`` are used.
+        fabric: From ``launch``.
+        identity: What a state must share to be resumed.
+        image_size: Input size, pixels.
+        initialise: Called before the first step of a run that is not resumed.
+        hint: How to start anew where the state is another run's.
+        on_step: Called after every step.
+
+    Raises:
+        TrainingError: ``run.resume`` meets the state of another run.
+    """
+    recipe, run = config.recipe, config.run
     # The fused step unscales fp16 gradients by itself, which leaves nothing to clip.
     fused = precision(recipe.precision, run.accelerator) != "16-mixed"
     optimizer: Any = torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
     wrapped, optimizer = fabric.setup(torch.compile(model) if recipe.compile else model, optimizer)
-    folder, cache = Path(run.dir) / "checkpoint", Path(config.data.cache_dir or Path(run.dir) / "cache")
-    teach = teaching(teacher, train, spec, config, cache, fabric.device) if teacher else None
-    if recipe.frozen_cache_views:
-        feed = frozen_feed(model, train, val, spec, config, cache, fabric.device)
-        forward = feed.forward(model)
-    else:
-        feed = image_feed(train, val, spec, config, fabric.device, fabric.global_rank, fabric.world_size)
-        forward = feed.forward(wrapped)
-    fingerprint = run_fingerprint(config, train, val)
-    state = (load_state(folder / "last.pt", fingerprint) if run.resume else None) or {
-        "fingerprint": fingerprint, "epoch": 0, "step": 0, "global_step": 0,
+    batches = make_batches()
+    forward = batches.forward(model if recipe.frozen_cache_views else wrapped)
+    folder = Path(run.dir) / "checkpoint"
+    state = (load_state(folder / "last.pt", identity, hint) if run.resume else None) or {
+        "identity": identity, "epoch": 0, "step": 0, "global_step": 0,
         "best": -math.inf, "best_epoch": -1, "best_size": 0, "history": [],
     }  # fmt: skip
-    if recipe.head_init == "probe" and "model" not in state:
-        _start_head(model, task, feed, config, fabric, spec.height)
+    if "model" not in state:
+        initialise(batches)
     ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
     if "model" in state:
-        model.load_state_dict(state.pop("model"))
+        model.load_state_dict(state.pop("model"), strict=False)
         optimizer.load_state_dict(state.pop("optimizer"))
         if ema:
-            ema.module.load_state_dict(state.pop("ema"))
+            ema.module.load_state_dict(state.pop("ema"), strict=False)
         logger.info("resumed at epoch %d, step %d", state["epoch"] + 1, state["step"])
     described = {"recipe": json.dumps(asdict(recipe))}
     log = RunLog(folder.parent, state["global_step"], run.mlflow, described) if fabric.is_global_zero else None
-    table = train.manifest.table
-    weight_of = dict(zip(table["id"], table["weight"], strict=True)) if "weight" in table else {}
-    return Session(config, task, feed, fabric, model, wrapped, forward, optimizer, ema, teach, weight_of, state, log,
-                   on_progress, saved_at=time.monotonic())  # fmt: skip
+    return Training(config, objective, batches, fabric, model, wrapped, forward, optimizer, ema, image_size, state, log,
+                    on_step, saved_at=time.monotonic())  # fmt: skip
 
 
-def _start_head(model: nn.Module, task: Task, feed: Feed, config: Config, fabric: Any, height: int) -> None:
-    """The head as a linear probe of what the first epoch shows, the same on every device."""
-    head = linear_head(model, len(task.classes))
-    with fabric.autocast():
-        images = feed.train(0, recipes.size_at(0, config.recipe, height), 0)
-        x, y = head_inputs(model, head, feed.forward(model), images)
-    fit_head(head, x, y[:, : len(task.classes)], task, config.recipe.head_init_c)
-    head.load_state_dict(fabric.broadcast(head.state_dict()))
-
-
-def save(session: Session, epoch: int, step: int) -> None:
+def save(training: Training, epoch: int, step: int) -> None:
     """Write the state from which a resumed run goes on: before ``step`` of ``epoch``."""
-    session.state.update(epoch=epoch, step=step)
-    session.saved_at = time.monotonic()
-    if session.fabric.is_global_zero:
-        heavy = {"model": session.model.state_dict(), "optimizer": session.optimizer.state_dict()}
-        if session.ema:
-            heavy["ema"] = session.ema.module.state_dict()
-        save_state(session.folder / "last.pt", {**session.state, **heavy})
+    training.state.update(epoch=epoch, step=step)
+    training.saved_at = time.monotonic()
+    if training.fabric.is_global_zero:
+        heavy = {"model": trained_state(training.model), "optimizer": training.optimizer.state_dict()}
+        if training.ema:
+            heavy["ema"] = trained_state(training.model, training.ema.module)
+        save_state(training.folder / "last.pt", {**training.state, **heavy})
 
 
 def precision(name: str, accelerator: str) -> Any:
@@ -149,16 +156,3 @@ def precision(name: str, accelerator: str) -> Any:
         native = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else has_fast_bf16()
         name = "bf16" if native else "fp16" if gpu else "fp32"
     return {"bf16": "bf16-mixed", "fp16": "16-mixed", "fp32": "32-true"}[name]
-
-
-def run_fingerprint(config: Config, train: ImageDataset, val: ImageDataset) -> str:
-    """Hash of all that must be the same for a run to be resumed: model, recipe, seed, images and labels."""
-    parts = [
-        asdict(config.model),
-        asdict(config.recipe),
-        config.run.seed,
-        config.run.devices,
-        manifest_hash(train.manifest),
-        manifest_hash(val.manifest),
-    ]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
