@@ -167,7 +167,7 @@ def test_no_pickled_code_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[st
     torch.save({"model": Dangerous()}, tmp_path / "v.pt")
     np.savez(tmp_path / "u.npz", cls=np.array([Dangerous()], dtype=object))
     for name in ("w.pt", "v.pt", "u.npz"):
-        with pytest.raises(WeightsError, match="cannot be read"):
+        with pytest.raises(WeightsError, match=r"cannot be read|holds pickled objects .*: builtins\.print\."):
             build_model(spec(tmp_path / name), 7)
     assert "code was run" not in capsys.readouterr().out
 

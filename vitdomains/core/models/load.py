@@ -1,8 +1,9 @@
-"""Weights into a model: what fits is loaded, what does not is said, and too little is an error."""
+"""Loading a state dictionary into a model: what fits is loaded, the rest is logged, and too little is an error."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from typing import Any
 
@@ -17,6 +18,8 @@ from vitdomains.core.models.weights import WeightsFile
 
 _log = logging.getLogger(__name__)
 ENOUGH = 0.9  # share of the parameters outside the head that a file must fill
+RESEMBLES = 0.5  # below this share the file is of another model, and filling the rest at random is no way out
+_ADDED = re.compile(r"(reg_token|dist_token|mask_token|register_tokens|distillation_token)$")  # tokens that may be new
 
 
 def load_into(model: nn.Module, state: State, spec: Model, file: WeightsFile) -> None:
@@ -25,20 +28,23 @@ def load_into(model: nn.Module, state: State, spec: Model, file: WeightsFile) ->
     Positions are resampled, the first convolution is adapted to ``spec.channels``, a head of another size is left new.
 
     Raises:
-        WeightsError: Less than 90 % of the parameters outside the head are filled, and ``spec.allow_partial`` is false.
+        WeightsError: Less than 90 % of the parameters outside the head are filled, or the patch embedding or the positions are
+            not, and ``spec.allow_partial`` is false; or nothing is filled.
     """
     own = model.state_dict()
-    state = state_dicts.canonical(state)
+    state = state_dicts.canonical(state, own)
+    looks = state_dicts.looks_like(state)
     if state_dicts.is_vit(state) and "pos_embed" in own and own["pos_embed"].ndim == 3:
-        state = state_dicts.resample_state(state, own["pos_embed"].shape, own["patch_embed.proj.weight"].shape)
+        state = state_dicts.resample_state(state, own)
     elif convert := getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None):
         state = dict(convert(state, model))
     state = _adapt_first_convolution(state, own, spec.channels)
     fits = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
     depth = layer_ids(model)
     head = {name for name in own if depth.get(name) == max(depth.values())}
+    first = {name for name in own if depth.get(name) == 0}
     others = sorted(name for name in state if name not in own and not name.startswith(("head", "classifier", "fc.")))
-    _report(spec, file, own, {name for name in own if name not in fits}, head, others)
+    _report(spec, file, looks, own, {name for name in own if name not in fits}, head, first, others)
     model.load_state_dict(fits, strict=False)
 
 
@@ -53,8 +59,11 @@ def _adapt_first_convolution(state: State, own: State, channels: int) -> State:
     return state
 
 
-def _report(spec: Model, file: WeightsFile, own: State, absent: set[str], head: set[str], others: list[str]) -> None:
-    """Say what of the model the file did not fill, and stop below 90 %."""
+def _report(
+    spec: Model, file: WeightsFile, looks: str, own: State, absent: set[str], head: set[str], first: set[str],
+    others: list[str],
+) -> None:  # fmt: skip
+    """Log what of the model the file did not fill; too little, or no first layer, is an error."""
     if absent & head:
         _log.info("%s: the head is new; %s has none of this size", spec.name, file.path.name)
     body = {name: value.numel() for name, value in own.items() if name not in head}
@@ -64,16 +73,16 @@ def _report(spec: Model, file: WeightsFile, own: State, absent: set[str], head: 
         return
     found = (
         f"{file.path} fills {share:.1%} of {spec.name}; "
-        f"missing or of another shape: {_listed(lacking)}; unused: {_listed(others)}"
+        f"missing or of another shape: {state_dicts.listed(lacking)}; unused: {state_dicts.listed(others)}"
     )
-    if share < ENOUGH and not spec.allow_partial:
-        raise WeightsError(f"{found}.", hint="Check that model.name fits the file, or set model.allow_partial to true.")
+    vital = [name for name in lacking if name in first and not _ADDED.search(name)]
+    enough = share >= ENOUGH and not vital
+    if share == 0 or not (enough or spec.allow_partial):
+        hint = looks + "Check that model.name and model.options fit the file"
+        if share >= RESEMBLES:
+            hint += ", or set model.allow_partial to true: what is missing then starts at random"
+        raise WeightsError(f"{found}.", hint=f"{hint}.")
     _log.warning(found)
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return (", ".join(names[:5]) or "nothing") + more
 
 
 def load_transformers(model: nn.Module, state: State, spec: Model, file: WeightsFile) -> nn.Module:
@@ -85,13 +94,16 @@ def load_transformers(model: nn.Module, state: State, spec: Model, file: Weights
     from transformers.utils import logging as their_logging
 
     own: State = model.state_dict()
+    base = f"{model.base_model_prefix}."
+    looks = state_dicts.looks_like(state_dicts.canonical(state))
+    state = state_dicts.backbone(state, {*own, *(name.removeprefix(base) for name in own)})
     for name, value in list(state.items()):
         target = next((own[key] for key in own if key.endswith(name) or name.endswith(key)), None)
         if target is None or target.shape == value.shape:
             continue
         if name.endswith("embeddings.position_embeddings"):
             prefix = 2 if model.config.model_type == "deit" else 1  # type: ignore[union-attr]
-            state = state_dicts.resample_positions_of(state, name, target.shape, prefix)
+            state = state_dicts.resample_positions(state, name, target.shape, prefix, prefix)
         elif name.endswith("patch_embeddings.projection.weight") and target.shape[2:] == value.shape[2:]:
             state = {**state, name: state_dicts.adapt_channels(value.float(), spec.channels)}
     quiet: Any = their_logging
@@ -106,14 +118,8 @@ def load_transformers(model: nn.Module, state: State, spec: Model, file: Weights
         quiet.set_verbosity(verbosity)
         if bars:
             quiet.enable_progress_bar()
-    base = f"{model.base_model_prefix}."
-    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])}
-    _report(
-        spec,
-        file,
-        own,
-        absent & own.keys(),
-        {name for name in own if not name.startswith(base)},
-        sorted(info["unexpected_keys"]),
-    )
+    absent = {*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])} & own.keys()
+    head = {name for name in own if not name.startswith(base)}
+    first = {name for name in own if ".embeddings." in name}
+    _report(spec, file, looks, own, absent, head, first, sorted(info["unexpected_keys"]))
     return loaded.train()  # type: ignore[no-any-return]

@@ -1,27 +1,40 @@
-"""Foreign checkpoints to the names and shapes of the model at hand: pure functions on state dictionaries.
+"""State dictionaries of other projects in the names and shapes of the model at hand: pure functions.
 
 The names of timm's ViT are the common ones. transformers (before and after version 5), Meta's DeiT, DeiT III and DINOv2
-releases and the JAX originals are renamed to them.
+releases and the JAX originals are renamed to them. What training adds around a model (nests, prefixes, heads of
+pre-training) is taken off.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.layers import resample_abs_pos_embed
 from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
-from vitdomains.core.models.vit import resample_positions
+from vitdomains.core.models.vit import SIZES
 
 State = dict[str, Tensor]
+_log = logging.getLogger(__name__)
 
-_WRAPPERS = ("state_dict", "model", "model_state", "module", "teacher")
+_NESTS = (  # keys of a checkpoint under which weights lie; averaged weights before plain ones, as timm does
+    "state_dict_ema", "model_ema", "ema_state_dict", "teacher", "target_encoder", "state_dict", "model_state_dict", "model",
+    "model_state", "module", "net", "network", "encoder", "backbone", "student", "params", "weights",
+)  # fmt: skip
+_AVERAGED = re.compile(r"(^|\.)(teacher|ema|model_ema|target|target_encoder)(\.|$)")
+_VIT_NAMES = re.compile(
+    r"(?:cls_token|pos_embed|patch_embed\.proj\.\w+|blocks\.\d+\.(?:\d+\.)?(?:norm1|attn|mlp)\..+"
+    r"|embeddings\.(?:cls_token|position_embeddings|patch_embeddings\.projection\.\w+)|encoder\.layer\.\d+\..+)"
+)
+_LONGEST_PREFIX = 4  # parts: ``module.base_encoder.model.backbone.``
 _TRANSFORMERS = (  # pattern -> replacement, in this order; the left sides cover versions 4 and 5
     (r"^(vit|deit|dinov2|dinov2_with_registers)\.", ""),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -45,23 +58,60 @@ _TRANSFORMERS = (  # pattern -> replacement, in this order; the left sides cover
     (r"^(?:cls_)?classifier\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
 )
-_ORIGINALS = (  # Meta's DeiT III writes gamma_1; old timm and Google's conversions write pre_logits.fc
+_ORIGINALS = (  # Meta's DeiT III writes gamma_1, DINOv2 puts blocks into chunks; old timm and Google write pre_logits.fc
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
     (r"\.gamma_([12])$", r".ls\1.gamma"),
     (r"^pre_logits\.fc\.", "pre_logits."),
     (r"^register_tokens$", "reg_token"),
 )
 
 
-def unwrap(loaded: Mapping[str, Any]) -> State:
-    """The state dictionary inside what ``torch.load`` gave: optimiser and arguments left out, ``module.`` taken off."""
-    for key in _WRAPPERS:
-        if isinstance(loaded.get(key), Mapping):
-            return unwrap(loaded[key])
+def unwrap(loaded: object) -> State:
+    """The state dictionary inside what ``torch.load`` gave, without optimiser, epochs and arguments; empty where none is.
+
+    The prefixes of DDP and torch.compile (``module.``, ``_orig_mod.``) are taken off.
+    """
+    if not isinstance(loaded, Mapping):
+        return {}
+    for key in _NESTS:
+        if found := unwrap(loaded.get(key)):
+            return found
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-    for prefix in ("module.", "_orig_mod.", "backbone."):
-        if tensors and all(name.startswith(prefix) for name in tensors):
+    for prefix in ("module.", "_orig_mod.", "module."):
+        if all(name.startswith(prefix) for name in tensors):
             tensors = {name[len(prefix) :]: value for name, value in tensors.items()}
     return tensors
+
+
+def backbone(state: State, known: Collection[str] = ()) -> State:
+    """The part of a state under the prefix where most parameters have names of a Vision Transformer, or of ``known``.
+
+    So a Lightning module (``model.``), a DINO teacher
+    (``backbone.`` beside ``head.``) and a MoCo checkpoint (``module.base_encoder.``) give their backbone, without the prefix.
+    Of two equal ones the averaged one is taken: a teacher, not its student.
+    """
+    sizes: dict[str, int] = {}
+    for name, value in state.items():
+        parts = name.split(".")
+        for count in range(min(_LONGEST_PREFIX, len(parts) - 1) + 1):
+            rest = ".".join(parts[count:])
+            if rest in known or _VIT_NAMES.fullmatch(rest):
+                prefix = name[: len(name) - len(rest)]
+                sizes[prefix] = sizes.get(prefix, 0) + value.numel()
+    best = max(sizes, key=lambda p: (sizes[p], bool(_AVERAGED.search(p)), -len(p)), default="")
+    best = re.sub(
+        r"(^|\.)(vit|deit|dinov2|dinov2_with_registers)\.$", r"\1", best
+    )  # of transformers; the head stands beside
+    outside = [name for name in state if not name.startswith(best)]
+    if best:
+        _log.info("weights under %s; left out: %s", best, listed(outside))
+    return {name[len(best) :]: value for name, value in state.items() if name.startswith(best)}
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return (", ".join(names[:5]) or "nothing") + more
 
 
 def is_transformers(state: State) -> bool:
@@ -74,12 +124,13 @@ def is_vit(state: State) -> bool:
     return "pos_embed" in state and "patch_embed.proj.weight" in state and "blocks.0.attn.qkv.weight" in state
 
 
-def canonical(state: State) -> State:
-    """Any Vision Transformer's state in the common names; what is no Vision Transformer comes back as it is.
+def canonical(state: State, known: Collection[str] = ()) -> State:
+    """Any Vision Transformer's ``backbone`` in the common names; what is no Vision Transformer keeps its names.
 
     Query, key and value are put into one matrix. DINOv2 with registers keeps a position for the class token alone; it is
     added to the token, so that no prefix token has a position.
     """
+    state = backbone(state, known)
     rules = _TRANSFORMERS if is_transformers(state) else _ORIGINALS
     renamed: State = {}
     for name, value in state.items():
@@ -113,9 +164,10 @@ def _is_square(count: int) -> bool:
 
 
 def prefix_count(state: State) -> int:
-    """How many prefix tokens have a position in ``pos_embed``: all of them, or none."""
+    """How many prefix tokens have a position in ``pos_embed``: none where all positions make a square, else all of them."""
     present = sum(state[name].shape[1] for name in ("cls_token", "dist_token", "reg_token") if name in state)
-    return present if _is_square(state["pos_embed"].shape[1] - present) else 0
+    count = state["pos_embed"].shape[1]
+    return 0 if _is_square(count) and not _is_square(count - present) else present
 
 
 def implied_options(state: State) -> dict[str, Any]:
@@ -142,29 +194,44 @@ def implied_options(state: State) -> dict[str, Any]:
     return options
 
 
-def resample_state(state: State, pos_shape: torch.Size, patch_shape: torch.Size) -> State:
-    """``state`` in the common names, with patches and positions of the model's size.
+def resample_state(state: State, own: State) -> State:
+    """``state`` in the common names, with patches and positions of the sizes of ``own``, the model's.
 
-    Args:
-        state: In the common names.
-        pos_shape: [1, tokens, D] of the model's positions; the grid is taken to be square.
-        patch_shape: [D, C, P, P] of the model's patch embedding; another P is resized as in FlexiViT (arXiv:2212.08013).
+    Another patch size is resized as in FlexiViT (Beyer et al. 2023, arXiv:2212.08013).
     """
-    kernel = state["patch_embed.proj.weight"]
-    if kernel.shape[-2:] != patch_shape[-2:]:
-        state = {**state, "patch_embed.proj.weight": resample_patch_embed(kernel.float(), list(patch_shape[-2:]))}
-    return resample_positions_of(state, "pos_embed", pos_shape, prefix_count(state))
+    kernel, size = state["patch_embed.proj.weight"], list(own["patch_embed.proj.weight"].shape[-2:])
+    if list(kernel.shape[-2:]) != size:
+        state = {**state, "patch_embed.proj.weight": resample_patch_embed(kernel.float(), size)}
+    return resample_positions(state, "pos_embed", own["pos_embed"].shape, prefix_count(state), prefix_count(own))
 
 
-def resample_positions_of(state: State, name: str, shape: torch.Size, prefix: int) -> State:
-    """Positions ``name`` resampled (bicubic, antialias) to ``shape`` [1,tokens,D]; ``prefix`` tokens stand before the grid."""
+def resample_positions(state: State, name: str, shape: torch.Size, prefix: int, new_prefix: int) -> State:
+    """Positions ``name`` resampled (bicubic, antialias) to ``shape`` [1,tokens,D].
+
+    ``prefix`` of the tokens given, and ``new_prefix`` of those wanted, stand before a square grid; a prefix token that the
+    state does not know has position 0. A grid that is not square is left as it is, for its sides are not known.
+    """
     positions = state[name]
-    old, new = positions.shape[1] - prefix, shape[1] - prefix
-    if old == new or not (_is_square(old) and _is_square(new)):
+    old, new = positions.shape[1] - prefix, shape[1] - new_prefix
+    if positions.shape == shape or positions.shape[2] != shape[2] or not (_is_square(old) and _is_square(new)):
         return state
-    sides = (math.isqrt(old),) * 2, (math.isqrt(new),) * 2
-    grid = resample_positions(positions[:, prefix:].float(), *sides)
-    return {**state, name: torch.cat((positions[:, :prefix].float(), grid), dim=1)}
+    grid = resample_abs_pos_embed(positions[:, prefix:].float(), [math.isqrt(new)] * 2, num_prefix_tokens=0)
+    before = positions.new_zeros((1, new_prefix, shape[2]), dtype=torch.float32)
+    shared = min(prefix, new_prefix)
+    before[:, :shared] = positions[:, :shared].float()
+    return {**state, name: torch.cat((before, grid), dim=1)}
+
+
+def looks_like(state: State) -> str:
+    """What a state in the common names is, for an error: sizes that ``model.name`` has to have; '' for no ViT."""
+    if not is_vit(state):
+        return ""
+    width, _, *patch = state["patch_embed.proj.weight"].shape
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    name = next((f"vit:{size}/{patch[0]}, " for size, known in SIZES.items() if known[:2] == (width, depth)), "")
+    grid = state["pos_embed"].shape[1] - prefix_count(state)
+    square = f"{math.isqrt(grid)} x {math.isqrt(grid)}" if _is_square(grid) else f"{grid}, which is no square,"
+    return f"The file holds {name}width {width}, {depth} blocks, patches of {patch[0]} px, {square} positions. "
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:

@@ -1,9 +1,8 @@
-"""Where pretrained weights come from.
-
-Order: an explicit file, the local hub cache, the hub. The sha256 of the file is recorded. What cannot be had is an error."""
+"""Files of pretrained weights: an explicit file, the local hub cache, the hub, in this order; their sha256; reading them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from vitdomains.core.config.schema import Model
 from vitdomains.core.errors import ConfigError, WeightsError
-from vitdomains.core.files import file_sha256, write_atomically
+from vitdomains.core.files import file_sha256, is_plain_name, write_atomically
 from vitdomains.core.models import state_dicts
 from vitdomains.core.models.state_dicts import State
 
@@ -40,8 +39,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 
 _log = logging.getLogger(__name__)
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".npz")
-HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".npz", ".index.json")
+SHARDED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", *SHARDED)
 PUBLISHED = {  # what ``pretrained`` means for the ViT written here: the AugReg weights (Steiner et al. 2022) where they exist
     "Ti/16": "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
     "S/14": "vit_small_patch14_dinov2.lvd142m",
@@ -60,7 +60,10 @@ PUBLISHED = {  # what ``pretrained`` means for the ViT written here: the AugReg 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights on this machine, its sha256, and whether it was given (``path``), cached or fetched (``hub``)."""
+    """A file of weights on this machine, its sha256, and whether it was given (``path``), cached or fetched (``hub``).
+
+    Of weights in shards it is their index; the sha256 is that of the shards' sha256, in order.
+    """
 
     path: Path
     sha256: str
@@ -76,11 +79,13 @@ def resolve(spec: Model) -> WeightsFile:
     wanted = spec.weights
     path = Path(wanted).expanduser()
     if path.is_dir():
-        path = next((path / name for name in HUB_FILES if (path / name).is_file()), path / HUB_FILES[0])
-    if path.suffix in SUFFIXES:
-        if not path.is_file():
-            raise missing(str(path), "there is no such file")
-        return WeightsFile(path, file_sha256(path), "path")
+        shards = sorted(path.glob("*-of-*.safetensors"))
+        found = [path / name for name in HUB_FILES if (path / name).is_file()] + shards
+        path = found[0] if found else path / HUB_FILES[0]
+    if path.is_file() and wanted != "pretrained":
+        return _file(path, "path")
+    if path.name.endswith(SUFFIXES):
+        raise missing(str(path), "there is no such file")
     repository, filename, url = (wanted, "", "") if wanted != "pretrained" else _published(spec)
     if not repository and url:
         return _from_url(url)
@@ -150,12 +155,15 @@ def _from_hub(repository: str, filenames: tuple[str, ...]) -> WeightsFile:
     for filename in filenames:
         cached = try_to_load_from_cache(repository, filename)
         if isinstance(cached, str):
-            return WeightsFile(Path(cached), file_sha256(cached), "cache")
+            return _file(Path(cached), "cache")
     why = f"the repository holds none of {', '.join(filenames)}"
     for filename in filenames:
         try:
             fetched = Path(hf_hub_download(repository, filename))
-            return WeightsFile(fetched, file_sha256(fetched), "hub")
+            if filename in SHARDED:
+                for shard in _shard_names(fetched):
+                    hf_hub_download(repository, shard)
+            return _file(fetched, "hub")
         except LocalEntryNotFoundError:
             raise missing(repository, "they are not in the local cache, and the hub does not answer") from None
         except EntryNotFoundError:
@@ -168,43 +176,115 @@ def _from_hub(repository: str, filenames: tuple[str, ...]) -> WeightsFile:
 def _from_url(url: str) -> WeightsFile:
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if path.is_file():
-        return WeightsFile(path, file_sha256(path), "cache")
+        return _file(path, "cache")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(path), progress=False)
     except OSError as error:
         raise missing(url, str(error)) from error
-    return WeightsFile(path, file_sha256(path), "hub")
+    return _file(path, "hub")
+
+
+def _file(path: Path, source: str) -> WeightsFile:
+    files = _parts(path)
+    hashes = [file_sha256(file) for file in files]
+    if len(hashes) == 1:
+        return WeightsFile(path, hashes[0], source)
+    return WeightsFile(path, hashlib.sha256("".join(hashes).encode()).hexdigest(), source)
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file itself, or all shards that an index, or the name of one of them (``NAME-00001-of-00003``), stands for.
+
+    Raises:
+        WeightsError: A shard is not there.
+    """
+    names = [path.name]
+    if path.name.endswith(".index.json"):
+        names = _shard_names(path)
+    elif match := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", path.name):
+        stem, count, suffix = match.groups()
+        names = [f"{stem}-{i + 1:05d}-of-{count}{suffix}" for i in range(int(count))]
+    absent = [name for name in names if not (path.parent / name).is_file()]
+    if absent:
+        raise WeightsError(
+            f"{path} is one of {len(names)} shards; missing: {state_dicts.listed(absent)}.",
+            hint="Put all shards into one folder.",
+        )
+    return [path.parent / name for name in names]
+
+
+def _shard_names(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{index} is no index of shards.", hint="Download it again, or give a file.") from error
+    if not all(isinstance(name, str) and is_plain_name(name) for name in names):
+        raise WeightsError(f"{index} names files outside its folder.", hint="Download it again, or give a file.")
+    return names
 
 
 def read_state(path: Path) -> State:
-    """Tensors of a file under the names that it gives them; a JAX ``.npz`` in the common names of ``checkpoints``.
+    """Tensors of a file, or of all its shards, under the names that it gives them; a JAX ``.npz`` in the common names.
+
+    What kind of file it is says its content, not its suffix.
 
     Raises:
-        WeightsError: The file is damaged, of a kind that is not read, or holds pickled code.
+        WeightsError: The file is damaged, of a kind that is not read, holds pickled code, or no tensors.
     """
+    state: State = {}
+    for part in _parts(path):
+        state |= _read_file(part)
+    if not state:
+        raise WeightsError(
+            f"{path} holds no tensors under names.", hint="Save the model's state_dict, best as .safetensors."
+        )
+    return state
+
+
+def _read_file(path: Path) -> State:
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            start = file.read(64)
+        if start.startswith(b"version https://git-lfs"):
+            raise ValueError("it is a pointer of Git LFS in place of the file; fetch it with git lfs pull")
+        if start.lstrip()[:1] == b"<":
+            raise ValueError("it is a web page")
+        if start[8:9] == b"{":
             return state_dicts.unwrap(load_file(path))
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return state_dicts.from_flax(dict(arrays))
-        return state_dicts.unwrap(torch.load(path, map_location="cpu", weights_only=True))
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        EOFError,
-        RuntimeError,
-        BadZipFile,
-        UnpicklingError,
-        SafetensorError,
-    ) as error:
-        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        with path.open("rb") as file:  # by its path torch would go by the suffix
+            return state_dicts.unwrap(torch.load(file, map_location="cpu", weights_only=True))
+    except UnpicklingError as error:
+        raise _pickled(path, str(error)) from error
+    except (OSError, KeyError, ValueError, EOFError, RuntimeError, BadZipFile, SafetensorError) as error:
+        text = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+        first = text.splitlines()[0][:200] if text else type(error).__name__
         raise WeightsError(
             f"{path} cannot be read as weights: {first}.",
-            hint="Pickled code is never loaded: save a state dictionary, best as .safetensors, and check the download.",
+            hint="Save a state dictionary, best as .safetensors, and check the download.",
         ) from error
+
+
+def _pickled(path: Path, message: str) -> WeightsError:
+    """The error for a file whose pickle asks for more than tensors and plain values: what, and how to leave it out."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (RuntimeError, ValueError, UnpicklingError):  # it looks into zip files only
+        names = re.findall(r"GLOBAL ([\w.]+)", message)
+    if not names:
+        text = re.sub(r"\x1b\[[\d;]*m", "", message).split(". ")[0].splitlines()
+        return WeightsError(f"{path} cannot be read as weights: {text[0][:200]}.", hint="Check the download.")
+    name, out = path.name, f"{path.name.split('.')[0]}-weights.pth"
+    return WeightsError(
+        f"{path} holds pickled objects beside the weights, which are never loaded: {state_dicts.listed(sorted(names))}.",
+        hint='Where you trust the file, save its weights alone: python -c "import torch; '
+        f"c = torch.load('{name}', map_location='cpu', weights_only=False); "
+        "c = c.state_dict() if hasattr(c, 'state_dict') else c; "
+        f"torch.save(next((c[k] for k in ('state_dict', 'model', 'teacher') if k in c), c), '{out}')\"",
+    )
 
 
 def transformers_config(name: str) -> Any:
