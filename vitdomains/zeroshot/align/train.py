@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
-from vitdomains.core.errors import TrainingError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.models.image_tower import ImageTower
-from vitdomains.core.training.run_state import load_state, save_state
+from vitdomains.core.training.run_state import Identity, load_state, save_state
 from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, single_prompt
@@ -163,7 +162,7 @@ def align(
         TrainingError: ``work`` holds the state of other settings or data.
     """
     towers = make_towers(parts)
-    fingerprint = hashlib.sha256(json.dumps([asdict(how), towers.id, pairs.paths, pairs.captions]).encode()).hexdigest()
+    identity = {**asdict(how), "the towers": towers.id, "the pairs": _pairs_hash(pairs)}
     torch.manual_seed(how.seed)
     groups: list[dict[str, Any]] = [{"params": [parts.model.visual_projection.weight]}]
     if how.text_rate:
@@ -182,7 +181,7 @@ def align(
     bias = nn.Parameter(torch.tensor(-10.0 if how.loss == "sigmoid" else 0.0))
     groups.append({"params": [parts.model.logit_scale, bias], "weight_decay": 0.0})
     optimiser = torch.optim.AdamW(groups, lr=how.lr, weight_decay=how.weight_decay)
-    _fit(parts.model, bias, optimiser, encoders, pairs, work / "state.pt", fingerprint, how, on_progress)
+    _fit(parts.model, bias, optimiser, encoders, pairs, work / "state.pt", identity, how, on_progress)
     for name, adapter in adapters.items():
         setattr(parts.model, name, adapter.merge_and_unload())
     return Parts(parts.model.eval(), parts.tokenizer, parts.processor)
@@ -190,17 +189,12 @@ def align(
 
 def _fit(
     model: Any, bias: nn.Parameter, optimiser: torch.optim.Optimizer, encoders: tuple[Encode, Encode], pairs: Pairs,
-    file: Path, fingerprint: str, how: Alignment, on_progress: OnProgress,
+    file: Path, identity: Identity, how: Alignment, on_progress: OnProgress,
 ) -> None:  # fmt: skip
     rates = [group["lr"] for group in optimiser.param_groups]
     trained = [p for group in optimiser.param_groups for p in group["params"]]
     start = 0
-    try:
-        state = load_state(file, fingerprint)
-    except TrainingError as error:
-        raise TrainingError(
-            str(error.message), hint=f"Choose another --out, or delete {file} to start anew."
-        ) from error
+    state = load_state(file, identity, f"Choose another --out, or delete {file} to start anew.")
     if state:
         start = int(state["step"])
         optimiser.load_state_dict(state["optimiser"])
@@ -229,8 +223,12 @@ def _fit(
             values = [p.detach() for p in trained]
             save_state(
                 file,
-                {"fingerprint": fingerprint, "step": step + 1, "optimiser": optimiser.state_dict(), "trained": values},
+                {"identity": dict(identity), "step": step + 1, "optimiser": optimiser.state_dict(), "trained": values},
             )
+
+
+def _pairs_hash(pairs: Pairs) -> str:
+    return hashlib.sha256(json.dumps([pairs.paths, pairs.captions]).encode()).hexdigest()
 
 
 def _loss(how: Alignment, groups: Tensor, scale: Tensor, bias: Tensor, images: Tensor, texts: Tensor) -> Tensor:
