@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -12,24 +13,37 @@ sys.path.insert(
 )  # streamlit puts this folder on the path, not the one above
 
 from apps.labels.options import NOTICE, TITLE, parse_options
-from apps.shared.address import address
-from apps.shared.components import TILES, icon, notice, show_problem, style
-from vitdomains.core.errors import VitDomainsError
+from apps.shared.components import TILES
+from apps.shared.session import Screen, run_page
+
+if TYPE_CHECKING:
+    from apps.labels.session import Session
 
 
-def main() -> None:
-    """One run of the page."""
-    address()  # before anything is drawn: a run that is cut short must have heard of the way back
-    st.set_page_config(TITLE, page_icon=icon(TILES), layout="wide", initial_sidebar_state="collapsed")
-    style()
-    notice(NOTICE)
-    try:
-        options = parse_options(sys.argv[1:])
-        with st.spinner("Starting. The first page of a server takes a few seconds."):
-            from apps.labels.start import show  # PyTorch comes with it
-        show(options)
-    except VitDomainsError as error:
-        show_problem(error)
+def open_session() -> Session:
+    """PyTorch comes with the pages, so the notice stands before they are imported.
+
+    Raises:
+        VitDomainsError: The labels or the store cannot be opened, or nobody knows who is at the other end.
+    """
+    options = parse_options(sys.argv[1:])
+    with st.spinner("Starting. The first page of a server takes a few seconds."):
+        from apps.labels import start
+    return start.open_session(options)
 
 
-main()
+def draw(session: Session) -> Screen:
+    """The page that the address names."""
+    from apps.labels import start
+
+    return start.draw(session)
+
+
+def side_bar(session: Session) -> None:
+    """Who reviews what, the other page, and the keys."""
+    from apps.labels import start
+
+    start.side_bar(session)
+
+
+run_page(TITLE, TILES, NOTICE, open_session, draw, side_bar)

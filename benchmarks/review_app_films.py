@@ -17,7 +17,7 @@ from rich.progress import track
 
 from apps.films.engine import Engine
 from apps.films.worklist import Worklist, identity
-from apps.shared.bundle_info import read_facts
+from apps.shared.bundle_info import read_bundle_info
 from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
@@ -66,7 +66,7 @@ def make_bundle(folder: Path) -> None:
 
 def worklist(folder: Path, films: Path, threads: int) -> Worklist:
     """The app's own worklist over some films."""
-    return Worklist(films, folder / "cache", Engine(read_facts(folder / "bundle", "cxr"), threads))
+    return Worklist(films, folder / "cache", Engine(read_bundle_info(folder / "bundle", "cxr"), threads))
 
 
 def fill_cache(folder: Path, studies: int, threads: int) -> None:
@@ -84,8 +84,11 @@ def fill_cache(folder: Path, studies: int, threads: int) -> None:
         target.mkdir(parents=True)
         for row in originals[: studies - len(rows)]:
             path = copy_film(Path(row["path"]), target, number)
-            patient = hashlib.blake2b(f"{row['patient']}{number}".encode(), digest_size=8).hexdigest()
-            rows.append({**row, **identity(str(path)), "path": str(path), "name": path.name, "patient": patient})
+            own = {
+                name: hashlib.blake2b(f"{row[name]}{number}".encode(), digest_size=8).hexdigest()
+                for name in ("patient", "study")
+            }
+            rows.append({**row, **identity(str(path)), "path": str(path), "name": path.name, **own})
     made = worklist(folder, folder / "studies", threads)
     made.folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows, columns=drawn.table.columns)

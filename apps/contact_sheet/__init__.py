@@ -1,6 +1,7 @@
 """The contact sheet: a Streamlit component of this folder's own HTML, CSS and JavaScript, which needs no network.
 
-Takes ``tiles`` (dictionaries with ``item``, ``url``, ``title``, ``caption``, ``state``: empty, ``done``, ``other`` or ``none``,
+Takes ``tiles`` (dictionaries with ``item``, ``seen`` of its draft, ``url``,
+``title``, ``caption``, ``state``: empty, ``done``, ``other`` or ``none``,
 and ``near``) and ``current`` (an item). What is chosen comes back as one trigger, ``act``: a dictionary with
 ``item`` and ``at``, the time in milliseconds.
 """

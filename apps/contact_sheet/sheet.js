@@ -9,18 +9,25 @@ class Sheet {
     const { signal } = this.off;
     this.root.addEventListener("click", (e) => { const tile = e.target.closest("button"); if (tile) this.choose(tile); }, { signal });
     this.root.addEventListener("keydown", (e) => this.key(e), { signal });
+    window.addEventListener("vitdomains:shown", () => { if (this.data) this.update(this.data, this.act); }, { signal });
   }
 
   // The time tells one choice from the next of the same tile.
-  choose(tile) { this.act({ item: tile.dataset.item, at: Date.now() }); }
+  choose(tile) {
+    const chosen = this.data.tiles.find((x) => x.item === tile.dataset.item);
+    window.dispatchEvent(new CustomEvent("vitdomains:chosen", { detail: { item: chosen.item, seen: chosen.seen } }));
+    this.act({ item: chosen.item, at: Date.now() });
+  }
 
   // Buttons are used again by place: a page of tiles is drawn without taking the focus away.
   update(data, act) {
     this.act = act;
+    this.data = data;
+    const current = window.vitdomains?.early?.item ?? data.current;
     while (this.root.children.length > data.tiles.length) this.root.lastElementChild.remove();
     while (this.root.children.length < data.tiles.length) this.root.append(this.made());
-    data.tiles.forEach((tile, i) => this.fill(this.root.children[i], tile, tile.item === data.current));
-    this.root.dataset.current = data.current;
+    data.tiles.forEach((tile, i) => this.fill(this.root.children[i], tile, tile.item === current));
+    this.root.dataset.current = current;
     this.root.dataset.tiles = data.tiles.length;
   }
 
@@ -41,7 +48,8 @@ class Sheet {
     button.tabIndex = current ? 0 : -1;
     button.classList.toggle("near", tile.near);
     image.hidden = !tile.url;
-    if (tile.url && image.getAttribute("src") !== tile.url) image.src = tile.url;
+    if (!tile.url) image.removeAttribute("src"); // a tile that cannot be read shows no other tile's picture
+    else if (image.getAttribute("src") !== tile.url) image.src = tile.url;
     badge.className = `badge ${tile.state}`;
     badge.textContent = BADGES[tile.state] ?? "";
     button.querySelector(".caption").textContent = tile.caption;

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.shared.bundle_info import BundleFacts
+from apps.shared.bundle_info import BundleInfo
 from apps.shared.loading import LoadedModel
 from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
 from apps.viewer import Picture, film_picture, heat_picture
@@ -26,22 +25,15 @@ if TYPE_CHECKING:
 FILMS_KEPT, HEATS_KEPT = 24, 400  # a film is megabytes, a heat map kilobytes
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Probabilities [K] of one film."""
-
-    scores: NDArray[np.float64]
-
-
 class Engine:
     """The bundle's predictor and what comes of it: probabilities, films for the viewer, heat maps, reports.
 
     Safe to call from any thread. The model is loaded by ``start`` in the background; what needs it before waits.
     """
 
-    def __init__(self, facts: BundleFacts, threads: int = 0) -> None:
-        self.facts = facts
-        self._model = LoadedModel(facts, _film_reader, threads)
+    def __init__(self, bundle: BundleInfo, threads: int = 0) -> None:
+        self.bundle = bundle
+        self._model = LoadedModel(bundle, _film_reader, threads)
         self._films = Memo(FILMS_KEPT, 2, "film")
         self._heats = Memo(HEATS_KEPT, 1, "heat", HEAT_FAILURES_KEPT)
         self._held_out = Memo(1, 1, "held-out")
@@ -70,8 +62,15 @@ class Engine:
 
         image = self.predictor.read_image(path)
         made = prepare(image, self.predictor.bundle.preprocess)
-        stacked = made[None] if made.ndim == 2 else np.ascontiguousarray(made.transpose(2, 0, 1))
-        return stacked, (image.shape[0], image.shape[1])
+        return _channels_first(made), (image.shape[0], image.shape[1])
+
+    def checked(self, path: str) -> tuple[NDArray[Any], str]:
+        """The model's input [C, h, w] in storage type, and why the film is not acceptable as a frontal chest film."""
+        from vitdomains.core.data.preprocess import prepare
+        from vitdomains.cxr.quality import read_checked
+
+        image, quality = read_checked(path)
+        return _channels_first(prepare(image, self.predictor.bundle.preprocess)), quality
 
     def scores(self, prepared: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
         """Calibrated probabilities [N, K] of prepared films."""
@@ -124,7 +123,7 @@ class Engine:
         """The bundle's held-out predictions."""
         from vitdomains.cxr.report.neighbours import read_held_out
 
-        return self._held_out.get(0, lambda: read_held_out(self.facts.path, self.facts.classes)).result()
+        return self._held_out.get(0, lambda: read_held_out(self.bundle.path, self.bundle.classes)).result()
 
     def report(self, path: str, notice: str, **options: Any) -> FilmReport:
         """The report of a film; options of ``make_report``."""
@@ -132,6 +131,10 @@ class Engine:
 
         with self._model.lock:
             return make_report(self.predictor, path, notice=notice, held_out=self.held_out(), **options)
+
+
+def _channels_first(image: NDArray[Any]) -> NDArray[Any]:
+    return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
 
 
 def _film_reader() -> Callable[..., Any]:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import threading
+from datetime import datetime
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
-from apps.films.actions import focus_of_new, take_marks
+from apps.films.actions import finding_order, take_marks
 from apps.films.filters import next_item, next_unread
 from apps.films.session import Session
-from apps.shared.address import address, choose, go, settle_part
+from apps.shared.actions import leave
+from apps.shared.address import address, choose, settle_part
+from apps.shared.commands import command
 from apps.shared.components import empty, hold, label, plain, problems, soft
-from apps.shared.heat_choices import METHOD_NAMES, colour_maps
+from apps.shared.loading import METHOD_NAMES, colour_maps
 from apps.shared.memo import not_there
 from apps.viewer import film_viewer
 
@@ -21,14 +25,43 @@ HEIGHT = 520  # pixels: with the bars around it, all of it is seen on a screen o
 
 
 def priors(session: Session, row: dict[str, Any]) -> list[dict[str, Any]]:
-    """Other films of the patient, the latest first; films after this one are none."""
-    table = session.worklist.table
-    if not row.get("patient"):
+    """Films of the patient's earlier studies, the latest first. Other views of this study and copies of its films are none."""
+    if not row.get("patient") or not row.get("date"):
         return []
-    same = table[(table["patient"] == row["patient"]) & (table["item"] != row["item"]) & (table["error"] == "")]
-    dated = same[same["date"] <= row["date"]] if row["date"] else same[same["path"] < row["path"]]
-    ordered = dated.sort_values(["date", "path"], ascending=False).drop_duplicates("item")
+    same = _of_patient(session, row)
+    found = same[(same["study"] != row["study"]) & (same["date"] != "") & (same["date"] < row["date"])]
+    # The same view first among those of a study: it compares best.
+    ordered = (
+        found.assign(other=found["view"] != row["view"])
+        .sort_values("path")
+        .sort_values(["date", "other"], ascending=[False, True], kind="stable")
+    )
     return [{str(k): v for k, v in r.items()} for r in ordered.to_dict("records")]
+
+
+def other_views(session: Session, row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The other films of this study."""
+    same = _of_patient(session, row)
+    found = same[(same["study"] == row["study"]) & (same["study"] != "")]
+    return [{str(k): v for k, v in r.items()} for r in found.to_dict("records")]
+
+
+def _of_patient(session: Session, row: dict[str, Any]) -> pd.DataFrame:
+    table = session.worklist.table
+    same = table[(table["patient"] == row["patient"]) & (table["item"] != row["item"]) & (table["error"] == "")]
+    return same.drop_duplicates("item")
+
+
+def interval(earlier: str, date: str) -> str:
+    """How long one study (YYYYMMDD...) was before another, in words."""
+    try:
+        days = (datetime.strptime(date[:8], "%Y%m%d") - datetime.strptime(earlier[:8], "%Y%m%d")).days
+    except ValueError:
+        return ""
+    for name, length in (("year", 365.25), ("month", 30.44), ("week", 7.0)):
+        if days >= 2 * length:
+            return f"{days / length:.0f} {name}s earlier"
+    return "the same day" if days == 0 else f"{days} day{'s' if days > 1 else ''} earlier"
 
 
 @st.fragment
@@ -36,50 +69,48 @@ def film_pane(session: Session, row: dict[str, Any], finding: str) -> None:
     """The viewer with its controls; drawn again alone while a heat map is on its way."""
     settle_part()
     item, revealed = str(row["item"]), session.revealed(str(row["item"]))
-    earlier = priors(session, row)
-    prior, method = _choices(session, item, earlier, revealed, finding)
     with problems():
+        beside, method = _choices(session, row, revealed, finding)
         film = session.engine.film(item, str(row["path"])).result()
-        before = session.engine.film(str(prior["item"]), str(prior["path"])).result() if prior else None
-        draft = session.draft(item, row)
+        before = session.engine.film(str(beside["item"]), str(beside["path"])).result() if beside else None
         heat = _heat(session, row, finding, method) if revealed else None
         data = {
             "item": item,
             "film": film.for_viewer("film"),
-            "prior": before.for_viewer("prior", item=prior["item"]) if before and prior else None,
-            "labels": ["this film", "prior film"],
+            "prior": before.for_viewer("prior", item=beside["item"]) if before and beside else None,
+            "labels": ["this film", beside["named"] if beside else ""],
             "heat": heat,
+            "faint": bool(heat) and session.calls(item).get(finding) != "present",
             "blinded": not revealed,
-            "regions": draft.regions,
+            "regions": session.draft(item).regions,
             "subject": finding,
             "colourMaps": colour_maps(),
             "height": HEIGHT,
             "next": _ahead(session, item, heat, method),
         }
         film_viewer(key="viewer", data=data, on_act_change=lambda: take_marks(session, row))
-    if revealed:
-        _what_maps_cannot_tell(session, row, finding, method)
+        if revealed:
+            _what_maps_cannot_tell(session, row, finding, method)
 
 
-def _choices(
-    session: Session, item: str, earlier: list[dict[str, Any]], revealed: bool, finding: str
-) -> tuple[dict[str, Any] | None, str]:
-    """Which prior, which heat map."""
+def _choices(session: Session, row: dict[str, Any], revealed: bool, finding: str) -> tuple[dict[str, Any] | None, str]:
+    """Which film is shown beside this one (with the name that it goes by), and which heat map."""
     left, right = st.columns([1, 1.4], vertical_alignment="center")
-    prior, method = None, ""
-    if earlier:
-        names = [f"prior {i + 1} of {len(earlier)}" + _date(session, r) for i, r in enumerate(earlier)]
+    beside, method = None, ""
+    offered = [r | {"named": _named(session, r, row, "prior")} for r in priors(session, row)]
+    offered += [r | {"named": _named(session, r, row, "other")} for r in other_views(session, row)]
+    if offered:
         chosen = left.selectbox(
-            "Prior film",
-            range(len(earlier)),
-            format_func=names.__getitem__,
-            key=f"prior:{item[:16]}",
+            "Film beside this one",
+            range(len(offered)),
+            format_func=lambda n: offered[n]["named"],
+            key=f"prior:{str(row['item'])[:16]}",
             label_visibility="collapsed",
         )
-        prior = earlier[chosen or 0]
+        beside = offered[chosen or 0]
     else:
         with left:
-            soft("no prior film of this patient in the list")
+            soft("no earlier study of this patient in the list")
     if revealed:
         known = session.engine.methods()
         named = address().get("method", known[0])
@@ -98,11 +129,16 @@ def _choices(
     else:
         with right:
             soft("blinded: the model is shown when you have decided")
-    return prior, method
+    return beside, method
 
 
-def _date(session: Session, row: dict[str, Any]) -> str:
-    return f", {row['date'][:8]}" if session.shows_patients and row["date"] else ""
+def _named(session: Session, row: dict[str, Any], now: dict[str, Any], what: str) -> str:
+    """What a film beside this one is called: its view, and how long before it was taken."""
+    view = f", {row['view']}" if row["view"] else ""
+    if what == "other":
+        return f"other view of this study{view}"
+    date = f", {row['date'][:8]}" if session.shows_patients else ""
+    return f"prior, {interval(row['date'], now['date'])}{view}{date}"
 
 
 def _heat(session: Session, row: dict[str, Any], finding: str, method: str) -> dict[str, Any]:
@@ -122,7 +158,7 @@ def _ahead(session: Session, item: str, heat: dict[str, Any] | None, method: str
     if row is None:
         return ""
     if heat is not None and not session.blinded:
-        asked = following, str(row["path"]), focus_of_new(session, row), method
+        asked = following, str(row["path"]), finding_order(session, row)[0], method
         _heat_ahead(session, asked, wait=bool(heat.get("pending")))
     future = session.engine.film(following, str(row["path"]))
     if not future.done() or future.exception() is not None:
@@ -176,4 +212,4 @@ def no_film(session: Session) -> None:
             "There is no such film.",
             "It is not among the studies that this app was started with. Go back to the worklist.",
         )
-    st.button("Worklist", on_click=go, kwargs={"item": ""}, key="to-list")
+    command(st, "Worklist", "to-list", leave, key="Esc", width="content")

@@ -12,6 +12,7 @@ import streamlit as st
 from apps.films.session import Session
 from apps.films.worklist import SUBGROUPS, over_threshold, uncertainty
 from apps.shared.address import address
+from apps.shared.filter_row import fraction
 
 STATUSES = {
     "all": "all films",
@@ -19,6 +20,7 @@ STATUSES = {
     "read": "read by me",
     "mine": "assigned to me, not read",
     "disagreement": "readers disagree",
+    "quality": "with a remark on the film",
     "error": "cannot be read",
 }
 SORTS = {
@@ -52,21 +54,14 @@ class Filters:
         blinded = session.blinded
         return cls(
             status=q.get("status", "all") if q.get("status") in STATUSES else "all",
-            finding=finding if finding in session.facts.classes and not blinded else "",
+            finding=finding if finding in session.bundle.classes and not blinded else "",
             call=q.get("call", "any") if q.get("call") in CALLS and not blinded else "any",
-            low=plain.low if blinded else _number(q.get("low", ""), plain.low),
-            high=plain.high if blinded else _number(q.get("high", ""), plain.high),
+            low=plain.low if blinded else fraction("low", plain.low),
+            high=plain.high if blinded else fraction("high", plain.high),
             groups=tuple(q.get_all("group")),
             sort=q.get("sort", "listed") if q.get("sort") in _sorts(blinded) else "listed",
             search=q.get("search", ""),
         )
-
-
-def _number(text: str, default: float) -> float:
-    try:
-        return min(1.0, max(0.0, float(text)))
-    except ValueError:
-        return default
 
 
 def _sorts(blinded: bool) -> dict[str, str]:
@@ -89,9 +84,9 @@ def scored(session: Session, finding: str) -> pd.DataFrame:
 
     Of all findings, ``top`` is the one that lies highest over its threshold, and ``uncertainty`` the highest of any.
     """
-    table, classes = session.worklist.table, session.facts.classes
+    table, classes = session.worklist.table, session.bundle.classes
     chosen = [finding] if finding else list(classes)
-    thresholds = np.array([session.facts.thresholds[classes.index(c)] for c in chosen])
+    thresholds = np.array([session.bundle.thresholds[classes.index(c)] for c in chosen])
     p = table[[f"prob:{c}" for c in chosen]].to_numpy(np.float64).reshape(len(table), len(chosen))
     known = ~np.isnan(p).any(axis=1)
     filled = np.where(known[:, None], p, 0.0)
@@ -99,36 +94,37 @@ def scored(session: Session, finding: str) -> pd.DataFrame:
     best = margin.argmax(axis=1) if len(table) else np.empty(0, int)
     rows = np.arange(len(table))
     return table.assign(
-        top=np.array(chosen, dtype=object)[best] if len(table) else pd.Series(dtype="str"),
+        top=np.where(known, np.array(chosen, dtype=object)[best], ""),
         probability=np.where(known, filled[rows, best], np.nan),
         called=known & (margin[rows, best] >= 0),
         uncertainty=np.where(known, uncertainty(filled, thresholds).max(axis=1, initial=0.0), np.nan),
     )
 
 
-def in_sight(session: Session, filters: Filters) -> pd.DataFrame:
+def visible(session: Session, filters: Filters) -> pd.DataFrame:
     """The films that pass the filters, in order, one row an item. Kept while nothing changes: a page asks several times."""
-    table, seen = session.worklist.table, session.ledger.seen
+    table, seen = session.worklist.table, session.decisions.seen
     key = (filters, session.reviewer.name, session.role, session.shows_patients, seen)
-    kept: dict[Any, tuple[pd.DataFrame, pd.DataFrame]] = st.session_state.get("in-sight", {})
-    if key not in kept or kept[key][0] is not table:
-        # Of one state of the ledger there are two at most: with the filters of the page, and to find what is to be read next.
-        kept = {k: v for k, v in kept.items() if k[-1] == seen and v[0] is table and len(kept) < 4}
-        kept[key] = table, _in_sight(session, filters)
-        st.session_state["in-sight"] = kept
-    return kept[key][1]
+    tables: dict[Any, tuple[pd.DataFrame, pd.DataFrame]] = st.session_state.get("visible", {})
+    if key not in tables or tables[key][0] is not table:
+        # Of one state of the decisions there are two at most: with the filters of the page, and to find what is to be read next.
+        tables = {k: v for k, v in tables.items() if k[-1] == seen and v[0] is table and len(tables) < 4}
+        tables[key] = table, _visible(session, filters)
+        st.session_state["visible"] = tables
+    return tables[key][1]
 
 
-def _in_sight(session: Session, filters: Filters) -> pd.DataFrame:
+def _visible(session: Session, filters: Filters) -> pd.DataFrame:
     table = scored(session, filters.finding).drop_duplicates("item")
-    read = session.ledger.read_by(session.reviewer.name, session.role)
-    mine = session.ledger.assigned_to(session.reviewer.name, session.role)
+    read = session.decisions.read_by(session.reviewer.name, session.role)
+    mine = session.decisions.assigned_to(session.reviewer.name, session.role)
     item = table["item"]
     status = {
         "unread": lambda: ~item.isin(read) & (table["error"] == ""),
         "read": lambda: item.isin(read),
         "mine": lambda: item.isin(mine - read),
-        "disagreement": lambda: item.map(lambda i: session.ledger.standing(i).disagreement).astype(bool),
+        "disagreement": lambda: item.map(lambda i: session.decisions.standing(i).disagreement).astype(bool),
+        "quality": lambda: table["quality"] != "",
         "error": lambda: table["error"] != "",
     }
     keep = pd.Series(True, index=table.index)
@@ -151,7 +147,8 @@ def _in_sight(session: Session, filters: Filters) -> pd.DataFrame:
         return found.sort_values("date", ascending=False, kind="stable")
     if filters.sort in ("probability", "uncertainty"):
         return found.sort_values(filters.sort, ascending=False, kind="stable", na_position="last")
-    return found
+    # Views of one study stand together, where the first of them is listed.
+    return found.iloc[np.argsort(pd.factorize(found["study"])[0], kind="stable")]
 
 
 def group_choices(session: Session) -> list[str]:
@@ -162,7 +159,7 @@ def group_choices(session: Session) -> list[str]:
 
 def next_item(session: Session, after: str, step: int = 1) -> str:
     """The item before or after one, in sight and in order; empty at the end."""
-    items = in_sight(session, Filters.from_address(session))["item"].tolist()
+    items = visible(session, Filters.from_address(session))["item"].tolist()
     if after not in items:
         return items[0] if items and step > 0 else ""
     at = items.index(after) + step
@@ -170,26 +167,11 @@ def next_item(session: Session, after: str, step: int = 1) -> str:
 
 
 def next_unread(session: Session, after: str = "") -> str:
-    """The next film in sight that this reviewer has not decided on, from one on and around; empty where all are read.
-
-    Who has assignments goes through those; other readers go through all, adjudicators through what readers disagree on.
-    """
+    """The next film in sight that this reviewer has not decided on, from one on and around; empty where all are read."""
     filters = Filters.from_address(session)
     if filters.status in ("read", "error"):
         filters = replace(filters, status="all")
-    table = in_sight(session, filters)
-    read = session.ledger.read_by(session.reviewer.name, session.role)
-    mine = session.ledger.assigned_to(session.reviewer.name, session.role)
-    items = table["item"].tolist()
-    at = items.index(after) + 1 if after in items else 0
-    wanted = mine or (frozenset(items) if session.role == "reader" else _open(session, items))
-    readable = (table["error"] == "").tolist()
-    # One by one from here: the next is nearly always the first that is looked at, however long the list.
-    for n in (*range(at, len(items)), *range(at)):
-        if readable[n] and items[n] in wanted and items[n] not in read and items[n] != after:
-            return str(items[n])
-    return ""
-
-
-def _open(session: Session, items: list[str]) -> frozenset[str]:
-    return frozenset(i for i in items if session.ledger.standing(i).disagreement)
+    table = visible(session, filters)
+    errors = table["error"].tolist()
+    found = session.unread(table["item"].to_numpy(dtype=object), after, but=lambda n: bool(errors[n]))
+    return found[0] if found else ""

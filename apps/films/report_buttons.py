@@ -52,7 +52,7 @@ def make(session: Session, row: dict[str, Any], ending: str, *, with_patient: bo
     """
     from vitdomains.cxr.report.report import write_report
 
-    decisions = session.ledger.decisions(str(row["item"]))
+    decisions = session.decisions.of_item(str(row["item"]))
     if session.role != "adjudicator":
         decisions = [d for d in decisions if d.reviewer == session.reviewer.name]
     made = session.engine.report(str(row["path"]), NOTICE, decisions=decisions, with_patient=with_patient)

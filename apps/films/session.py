@@ -1,8 +1,8 @@
-"""What a run of the chest film app works with: shared resources, made once a server, and the state of this reader's page."""
+"""What a run of the chest film app works with: its command line, shared resources, made once a server, and the reader's page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,20 +10,50 @@ from typing import Any, ClassVar
 import streamlit as st
 
 from apps.films.engine import Engine
-from apps.films.options import Options
+from apps.films.uploads import kept_uploads
 from apps.films.worklist import Worklist
-from apps.shared.bundle_info import BundleFacts, read_facts
-from apps.shared.drafts import Draft, words_of
+from apps.shared.bundle_info import BundleInfo, read_bundle_info
+from apps.shared.drafts import words_of
+from apps.shared.options import ReviewOptions, check_paths, review_parser, shared_options
 from apps.shared.session import Reviewing
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
 DOMAIN = "cxr"
+USAGE = "streamlit run apps/cxr_review.py -- --bundle runs/demo/bundle --studies films/ --store sqlite:///reviews.db"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(ReviewOptions):
+    """The command line, checked."""
+
+    bundle: Path
+    studies: Path
+    cache: Path
+    phi: bool
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    """Read the command line.
+
+    Raises:
+        ConfigError: A word is not known, or a folder is not there.
+    """
+    parser = review_parser("cxr_review.py", "Review chest films.", USAGE)
+    add = parser.add_argument
+    add("--bundle", required=True, help="folder that train wrote")
+    add("--studies", required=True, help="folder of films (DICOM, PNG, JPEG), or a manifest (.csv, .parquet)")
+    add("--cache", default="runs/review_cache", help="folder of precomputed predictions (default: %(default)s)")
+    add("--phi", action="store_true", help="allow readers to switch patients' data on")
+    args = parser.parse_args([*argv])
+    check_paths(args, ("bundle", "studies"), USAGE)
+    bundle, studies, cache = Path(args.bundle), Path(args.studies), Path(args.cache)
+    return Options(bundle=bundle, studies=studies, cache=cache, phi=args.phi, **shared_options(args))
 
 
 @st.cache_resource(show_spinner=False)
 def open_worklist(bundle: Path, studies: Path, cache: Path, threads: int) -> Worklist:
     """The worklist with its engine; both begin to work in the background."""
-    engine = Engine(read_facts(bundle, DOMAIN), threads)
+    engine = Engine(read_bundle_info(bundle, DOMAIN), threads)
     made = Worklist(studies, cache, engine)
     engine.start()
     made.start()
@@ -36,9 +66,7 @@ class Session(Reviewing):
 
     title: ClassVar = "Chest film review"
 
-    options: Options
     worklist: Worklist
-    drafts: dict[tuple[str, str, str], Draft]
 
     @property
     def engine(self) -> Engine:
@@ -46,9 +74,9 @@ class Session(Reviewing):
         return self.worklist.engine
 
     @property
-    def facts(self) -> BundleFacts:
+    def bundle(self) -> BundleInfo:
         """The bundle."""
-        return self.worklist.engine.facts
+        return self.worklist.engine.bundle
 
     @property
     def shows_patients(self) -> bool:
@@ -57,31 +85,23 @@ class Session(Reviewing):
 
     def film(self, item: str) -> dict[str, Any] | None:
         """The worklist's row of an item, or of an uploaded film; None where there is none."""
-        uploads: Mapping[str, dict[str, Any]] = st.session_state.get("uploads", {})
-        if item in uploads:
-            return uploads[item]
-        table = self.worklist.table
-        found = table[table["item"] == item]
-        return {str(k): v for k, v in found.iloc[0].items()} if len(found) else None
+        return self.worklist.row(item) or kept_uploads(self.options.cache, self.reviewer.name).get(item)
+
+    def known(self, item: str) -> bool:
+        """Whether there is such a film here, and it can be read."""
+        row = self.film(item)
+        return row is not None and not row["error"]
 
     def probabilities(self, row: Mapping[str, Any]) -> dict[str, float]:
         """Class to probability of a row."""
-        return {c: float(row[f"prob:{c}"]) for c in self.facts.classes}
+        return {c: float(row[f"prob:{c}"]) for c in self.bundle.classes}
 
-    def draft(self, item: str, row: Mapping[str, Any]) -> Draft:
-        """What this reviewer has begun to say of an item, or else said last."""
-        key = (self.reviewer.name, self.role, item)
-        if key not in self.drafts:
-            said = self.ledger.values(item, self.reviewer.name, self.role) or {}
-            calls = self.facts.calls(self.probabilities(row))
-            known = {name: value for name, value in said.items() if name in self.facts.classes}
-            made = Draft(answers=words_of(known, calls, self.revealed(item)), revealed=self.revealed(item))
-            if said:
-                last = [d for d in self.ledger.decisions(item) if (d.reviewer, d.role) == key[:2]][-1]
-                made.note, made.regions = last.note, [vars(region).copy() for region in last.regions]
-            self.drafts[key] = made
-        draft = self.drafts[key]
-        draft.shown(
-            self.revealed(item), lambda said: words_of(said, self.facts.calls(self.probabilities(row)), revealed=True)
-        )
-        return draft
+    def calls(self, item: str) -> dict[str, str]:
+        """What the model calls of a film."""
+        row = self.film(item)
+        return self.bundle.calls(self.probabilities(row)) if row else {}
+
+    def words(self, item: str, values: Mapping[str, str]) -> dict[str, str]:
+        """What was saved of a film, in the words that its page offers now."""
+        known = {name: value for name, value in values.items() if name in self.bundle.classes}
+        return words_of(known, self.calls(item), self.revealed(item))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import secrets
 import threading
@@ -32,7 +33,9 @@ EXTENSIONS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", "")
 BATCH = 8
 SAVE_SECONDS = 10.0
 SUBGROUPS = ("sex", "age_band", "view", "modality")
-TEXT = ("item", "path", "name", "patient", "date", *SUBGROUPS, "error")
+TEXT = ("item", "path", "name", "patient", "study", "date", *SUBGROUPS, "quality", "error")
+GROWTH = 20
+"""The table is made anew when a twentieth more films are read: what that costs in all is a multiple of their number."""
 _AGES = ((18, "under 18"), (40, "18-39"), (55, "40-54"), (70, "55-69"), (200, "70+"))
 
 
@@ -60,12 +63,11 @@ class Worklist:
     def __init__(self, studies: Path, folder: Path, engine: Engine) -> None:
         key = hashlib.sha256(str(studies.resolve()).encode()).hexdigest()[:8]
         self.studies, self.engine = studies, engine
-        self.folder = folder / f"{engine.facts.id}-{key}"
+        self.folder = folder / f"{engine.bundle.id}-{key}"
         self.file = self.folder / "predictions.parquet"
-        self._lock = threading.Lock()
         self._progress = Progress()
-        self._rows: dict[str, dict[str, Any]] = {}
         self._table = self._read_table()
+        self._rows: tuple[pd.DataFrame, dict[str, int]] = (self._table, {})
         self._saved = 0.0
         self._started = threading.Lock()
 
@@ -79,13 +81,22 @@ class Worklist:
         """The rows so far, films in order of their path: item, path, name, patient, date, sub-groups, error, ``prob:CLASS``."""
         return self._table
 
+    def row(self, item: str) -> dict[str, Any] | None:
+        """The row of an item; None where there is none (yet)."""
+        table = self._table
+        if self._rows[0] is not table:
+            items = table["item"].tolist()
+            self._rows = table, {name: n for n, name in reversed([*enumerate(items)])}
+        at = self._rows[1].get(item)
+        return None if at is None else {str(k): v for k, v in table.iloc[at].items()}
+
     @property
     def progress(self) -> Progress:
         """How far the reading is."""
         return self._progress
 
     def _read_table(self) -> pd.DataFrame:
-        columns = [*TEXT, "size", "mtime", *(f"prob:{c}" for c in self.engine.facts.classes)]
+        columns = [*TEXT, "size", "mtime", *(f"prob:{c}" for c in self.engine.bundle.classes)]
         if self.file.is_file():
             try:
                 table = pd.read_parquet(self.file)
@@ -105,24 +116,33 @@ class Worklist:
 
     def _bring_up_to_date(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        known = {row["path"]: {str(k): v for k, v in row.items()} for row in self._table.to_dict("records")}
-        listed = list(self._listing())
-        todo = []
-        for path, extra in listed:
-            row, stat = known.get(path), os.stat(path) if os.path.exists(path) else None
-            if row is not None and stat is not None and (row["size"], row["mtime"]) == (stat.st_size, stat.st_mtime):
-                self._rows[path] = {**row, **extra}
-            else:
-                todo.append((path, extra))
-        self._order = [path for path, _ in listed]
-        self._publish(len(listed), float("nan"), save=len(todo) == 0 and len(known) != len(self._rows))
-        began = time.monotonic()
-        for start in range(0, len(todo), BATCH):
-            for row in self._read(todo[start : start + BATCH]):
-                self._rows[row["path"]] = row
-            done = min(start + BATCH, len(todo))
-            left = (time.monotonic() - began) / done * (len(todo) - done)
-            self._publish(len(listed), left, save=done == len(todo) or time.monotonic() - self._saved > SAVE_SECONDS)
+        listed = dict(self._listing())
+        known = {row.path: (row.size, row.mtime) for row in self._table[["path", "size", "mtime"]].itertuples()}
+        todo = [path for path in listed if known.get(path, (-1.0, -1.0)) != _stamp(path)]
+        place = {path: n for n, path in enumerate(listed)}
+        stay = self._table[self._table["path"].isin(place.keys() - set(todo))].reset_index(drop=True)
+        listed_more = [n for n, extra in enumerate(listed.values()) if extra]
+        if listed_more:  # a manifest may say something else of a film today
+            extras = pd.DataFrame([{"path": path, **extra} for path, extra in listed.items()]).set_index("path")
+            for column in extras:
+                value = stay["path"].map(extras[column])
+                stay[column] = value.where(value.fillna("") != "", stay[column])
+        self._publish(stay, [], place, len(listed), save=not todo and len(known) != len(stay))
+        began, fresh = time.monotonic(), list[dict[str, Any]]()
+        try:
+            for start in range(0, len(todo), BATCH):
+                fresh += self._read([(path, listed[path]) for path in todo[start : start + BATCH]])
+                done = min(start + BATCH, len(todo))
+                left = (time.monotonic() - began) / done * (len(todo) - done)
+                late = time.monotonic() - self._saved > SAVE_SECONDS
+                if done == len(todo) or late or len(fresh) >= max(BATCH, len(self._table) // GROWTH):
+                    self._publish(self._table, fresh, place, len(listed), save=done == len(todo) or late)
+                    fresh = []
+                failed = self._failed + sum(row["error"] != "" for row in fresh)
+                self._progress = Progress(len(self._table) + len(fresh), len(listed), failed, seconds_left=left)
+        finally:
+            if fresh:
+                self._publish(self._table, fresh, place, len(listed), save=True)
         self._progress = replace(self._progress, running=False, seconds_left=0.0)
 
     def _listing(self) -> Iterator[tuple[str, dict[str, str]]]:
@@ -143,28 +163,24 @@ class Worklist:
             row = self._blank(path)
             try:
                 row |= identity(path)
-                row |= header_facts(path) | {"patient": self._patient(path)}
-                stacks[number], _ = self.engine.prepared(path)
+                found, stacks[number] = film_row(self.engine, path)
+                patient = found["patient"] or f"file {path}"
+                # A film without a patient (PNG, JPEG, anonymised) is a patient of its own: nothing may be taken for its prior.
+                row |= found | {"patient": self._pseudonym(patient)}
+                row["study"] = self._pseudonym(found["study"] or f"file {path}")
             except (ImageError, OSError) as error:
                 row["error"] = error.problem if isinstance(error, ImageError) else f"cannot be read: {error.strerror}"
             rows.append(row | {k: v for k, v in extra.items() if v})
         for shape in {stack.shape for stack in stacks.values()}:
             chosen = [n for n, stack in stacks.items() if stack.shape == shape]
             for n, scores in zip(chosen, self.engine.scores([stacks[n] for n in chosen]), strict=True):
-                rows[n] |= {f"prob:{c}": float(p) for c, p in zip(self.engine.facts.classes, scores, strict=True)}
+                rows[n] |= {f"prob:{c}": float(p) for c, p in zip(self.engine.bundle.classes, scores, strict=True)}
         return rows
 
     def _blank(self, path: str) -> dict[str, Any]:
         row: dict[str, Any] = dict.fromkeys(TEXT, "") | {"path": path, "name": Path(path).name}
         row["item"] = hashlib.sha256(path.encode()).hexdigest()  # where the file cannot be read at all
-        return row | {"size": -1.0, "mtime": -1.0} | {f"prob:{c}": float("nan") for c in self.engine.facts.classes}
-
-    def _patient(self, path: str) -> str:
-        from vitdomains.cxr.film.display import read_facts
-
-        facts = read_facts(path)
-        # A film without a patient (PNG, JPEG, anonymised) is a patient of its own: nothing may be taken for its prior.
-        return self._pseudonym((facts.text("PatientID") if facts else "") or f"file {path}")
+        return row | {"size": -1.0, "mtime": -1.0} | {f"prob:{c}": float("nan") for c in self.engine.bundle.classes}
 
     def _pseudonym(self, patient: str) -> str:
         return hashlib.blake2b(patient.encode(), key=self._key(), digest_size=8).hexdigest()
@@ -178,14 +194,29 @@ class Worklist:
                 stream.write(secrets.token_bytes(32))
         return file.read_bytes()
 
-    def _publish(self, total: int, left: float, *, save: bool) -> None:
-        rows = [self._rows[path] for path in self._order if path in self._rows]
-        table = pd.DataFrame(rows, columns=self._table.columns)
-        failed = int((table["error"] != "").sum())
-        self._table, self._progress = table, Progress(len(rows), total, failed, seconds_left=left)
+    def _publish(
+        self, table: pd.DataFrame, fresh: list[dict[str, Any]], place: dict[str, int], total: int, *, save: bool
+    ) -> None:
+        """Put rows into the table, in the order of ``place``."""
+        if fresh:
+            more = pd.DataFrame(fresh, columns=table.columns)
+            table = pd.concat([table, more], ignore_index=True) if len(table) else more
+            table = table.iloc[np.argsort(table["path"].map(place).to_numpy(), kind="stable")].reset_index(drop=True)
+        self._table = table
+        self._failed = int((table["error"] != "").sum())
+        self._progress = Progress(len(table), total, self._failed)
         if save:
             write_atomically(self.file, lambda part: table.to_parquet(part, index=False))
             self._saved = time.monotonic()
+
+
+def _stamp(path: str) -> tuple[float, float]:
+    """Size and time of change; of what is not there none that any file has."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return math.nan, math.nan
+    return float(stat.st_size), stat.st_mtime
 
 
 def identity(path: str) -> dict[str, Any]:
@@ -196,24 +227,36 @@ def identity(path: str) -> dict[str, Any]:
     return {"item": file_sha256(Path(path)), "size": float(stat.st_size), "mtime": stat.st_mtime}
 
 
-def header_facts(path: str) -> dict[str, str]:
-    """Date of the study, and the sub-groups that a film's own header says; nothing for PNG and JPEG."""
+def film_row(engine: Engine, path: str) -> tuple[dict[str, str], NDArray[Any]]:
+    """What a film's file says of it, and the model's input [C, h, w] in storage type.
+
+    The first has what the header says (empty for PNG and JPEG): patient, study, date, sub-groups; and ``quality``: why it is not
+    acceptable as a frontal chest film.
+
+    Raises:
+        ImageError: The film cannot be read.
+        OSError: The file cannot be opened.
+    """
     from vitdomains.cxr.film.display import read_facts
 
+    row = dict.fromkeys(("patient", "study", "date", *SUBGROUPS), "")
     facts = read_facts(path)
-    if facts is None:
-        return {}
-    age = facts.text("PatientAge")
-    years = (
-        None if not age[:-1].isdecimal() else float(age[:-1]) if age[-1:].upper() == "Y" else 0.0
-    )  # months, weeks, days
-    return {
-        "date": facts.text("StudyDate") + facts.text("StudyTime")[:6],
-        "sex": facts.text("PatientSex").upper(),
-        "age_band": "" if years is None else next((name for limit, name in _AGES if years < limit), ""),
-        "view": facts.text("ViewPosition").upper(),
-        "modality": facts.text("Modality"),
-    }
+    if facts is not None:
+        age = facts.text("PatientAge")
+        years = (
+            None if not age[:-1].isdecimal() else float(age[:-1]) if age[-1:].upper() == "Y" else 0.0
+        )  # months, weeks, days
+        row |= {
+            "patient": facts.text("PatientID"),
+            "study": facts.text("StudyInstanceUID"),
+            "date": facts.text("StudyDate") + facts.text("StudyTime")[:6],
+            "sex": facts.text("PatientSex").upper(),
+            "age_band": "" if years is None else next((name for limit, name in _AGES if years < limit), ""),
+            "view": facts.text("ViewPosition").upper(),
+            "modality": facts.text("Modality"),
+        }
+    stacked, row["quality"] = engine.checked(path)
+    return row, stacked
 
 
 def over_threshold(probabilities: NDArray[np.float64], thresholds: NDArray[np.float64]) -> NDArray[np.float64]:

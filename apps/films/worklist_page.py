@@ -8,12 +8,15 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from apps.films.filters import CALLS, Filters, group_choices, in_sight, next_unread, sort_choices, status_choices
+from apps.films.filters import CALLS, Filters, group_choices, next_unread, sort_choices, status_choices, visible
 from apps.films.session import Session
 from apps.films.uploads import upload_film
-from apps.row_list import row_list
-from apps.shared.address import address, go, settle_part
-from apps.shared.components import empty, hold, label, plain, soft
+from apps.row_list import page_of, pager, row_list
+from apps.shared.actions import open_item, undo
+from apps.shared.address import go, settle_part
+from apps.shared.commands import command
+from apps.shared.components import empty, hold, label, plain, show_failure
+from apps.shared.filter_row import clear, pick, search, slide_range
 
 PAGE = 50
 
@@ -22,19 +25,21 @@ def worklist_page(session: Session) -> None:
     """Filters, the films in sight a page at a time, and the way into the next one."""
     with st.container():  # a place of its own: what comes and goes in it moves nothing else
         if st.session_state.pop("finished", False):
-            st.success("All films in sight are read.")
+            mine = session.decisions.assigned_to(session.reviewer.name, session.role)
+            st.success("All films that are assigned to you are read." if mine else "All films in sight are read.")
         _progress(session)
+        show_failure()
     filters = _filters(session)
-    found = in_sight(session, filters)
-    read = session.ledger.read_by(session.reviewer.name, session.role)
+    found = visible(session, filters)
+    read = session.decisions.read_by(session.reviewer.name, session.role)
     all_items = session.worklist.table["item"]
-    head, middle = st.columns([2, 5], vertical_alignment="center")
+    head, middle, take_back = st.columns([2, 4.2, 0.8], vertical_alignment="center")
     following = next_unread(session)
-    head.button("Next to read", key="start", type="primary", shortcut="N", width="stretch",
-                disabled=not following, on_click=go, kwargs={"item": following})  # fmt: skip
+    command(head, "Next to read", "start", open_item, "", following, key="N", type="primary", disabled=not following)
     middle.markdown(
         f"**{len(found):,}** of {all_items.nunique():,} films in sight, **{all_items.isin(read).sum():,}** read by you"
     )
+    command(take_back, "Undo", "undo", undo, key="Z", help="Take your last decision back: a new row, nothing is erased")
     if not len(session.worklist.table):
         if not session.worklist.progress.running:
             empty(
@@ -85,92 +90,51 @@ def _progress(session: Session) -> None:
 
 
 def _filters(session: Session) -> Filters:
-    """The filter row. The address leads: a change is written there first, and each widget shows what stands there."""
     now = Filters.from_address(session)
-    statuses, sorts = status_choices(session), sort_choices(session)
     row = st.columns([2, 2, 1.2, 1.6, 2.2, 2, 1.4, 1], vertical_alignment="bottom")
-
-    def pick(place: Any, title: str, name: str, options: dict[str, str], current: str) -> None:
-        hold(f"filter:{name}", current)
-        place.selectbox(
-            title, list(options), format_func=options.__getitem__, key=f"filter:{name}", on_change=_take, args=(name,)
-        )
-
-    pick(row[0], "Status", "status", statuses, now.status if now.status in statuses else "all")
+    pick(row[0], "Status", "status", status_choices(session), now.status, "all")
     if not session.blinded:
-        findings = {"": "any finding"} | {c: label(c) for c in session.facts.classes}
-        pick(row[1], "Finding", "finding", findings, now.finding)
-        pick(row[2], "Call", "call", CALLS, now.call)
-        hold("filter:p", (now.low, max(now.low, now.high)))
-        row[3].slider("Probability", 0.0, 1.0, step=0.01, key="filter:p", on_change=_take, args=("p",))
+        pick(
+            row[1],
+            "Finding",
+            "finding",
+            {"": "any finding"} | {c: label(c) for c in session.bundle.classes},
+            now.finding,
+        )
+        pick(row[2], "Call", "call", CALLS, now.call, "any")
+        slide_range(row[3], "Probability", now.low, now.high)
     choices = group_choices(session)
     hold("filter:group", [g for g in now.groups if g in choices])
-    row[4].multiselect("Sub-groups", choices, key="filter:group", format_func=label, placeholder="all", on_change=_take,
-                       args=("group",))  # fmt: skip
-    pick(row[5], "Order", "sort", sorts, now.sort)
-    hold("filter:search", now.search)
-    row[6].text_input("Film", key="filter:search", placeholder="its code", on_change=_take, args=("search",))
-    row[7].button("Clear", key="clear", on_click=_clear, width="stretch", help="Take all filters back")
+    row[4].multiselect("Sub-groups", choices, key="filter:group", format_func=label, placeholder="all",
+                       on_change=lambda: go(group=st.session_state["filter:group"], page=""))  # fmt: skip
+    pick(row[5], "Order", "sort", sort_choices(session), now.sort, "listed")
+    search(row[6], "Film", "its code", now.search)
+    clear(row[7], "status", "finding", "call", "low", "high", "group", "sort", "search")
     return now
-
-
-def _take(name: str) -> None:
-    """A filter was changed: write it into the address, and begin at the first page."""
-    value = st.session_state[f"filter:{name}"]
-    if name == "p":
-        go(low="" if value[0] == 0.0 else str(value[0]), high="" if value[1] == 1.0 else str(value[1]))
-    elif name == "group":
-        go(group=value)
-    else:
-        text = str(value).strip()
-        go(**{name: "" if text == getattr(Filters(), name) else text})  # defaults need no place in the address
-    go(page="")
-
-
-def _clear() -> None:
-    go(**dict.fromkeys(("status", "finding", "call", "low", "high", "group", "sort", "search", "page"), ""))
 
 
 def _table(session: Session, found: pd.DataFrame) -> None:
     """One page of films; a row opens its film."""
-    pages = math.ceil(len(found) / PAGE)
-    text = address().get("page", "1")
-    page = min(pages, max(1, int(text) if text.isdecimal() else 1))
+    page, pages = page_of(len(found), PAGE)
     part = found.iloc[(page - 1) * PAGE : page * PAGE]
     shown = _columns(session, part, (page - 1) * PAGE)
     row_list(shown, part["item"].tolist(), lambda item: go(item=item), key="films", label="Films in sight", height=470,
              bars=("Probability",), notes={"Uncertainty": "1 at the threshold, 0 at 0 and at 1"})  # fmt: skip
-    back, where, forth = st.columns([1, 2, 1], vertical_alignment="center")
-    back.button(
-        "Previous page",
-        disabled=page == 1,
-        on_click=go,
-        kwargs={"page": str(page - 1)},
-        shortcut="PageUp",
-        width="stretch",
-    )
-    with where:
-        soft(f"page {page} of {pages}")
-    forth.button(
-        "Next page",
-        disabled=page == pages,
-        on_click=go,
-        kwargs={"page": str(page + 1)},
-        shortcut="PageDown",
-        width="stretch",
-    )
+    pager(page, pages)
 
 
 def _columns(session: Session, part: pd.DataFrame, before: int) -> pd.DataFrame:
     """What the table shows: nothing of the model in a blinded reading, nothing of the patient unless switched on."""
-    read = session.ledger.read_by(session.reviewer.name, session.role)
-    mine = session.ledger.assigned_to(session.reviewer.name, session.role)
+    read = session.decisions.read_by(session.reviewer.name, session.role)
+    mine = session.decisions.assigned_to(session.reviewer.name, session.role)
     shown: dict[str, Any] = {"No.": range(before + 1, before + len(part) + 1), "Film": part["item"].str[:8].tolist()}
     if session.shows_patients:
         shown["File"] = part["name"].tolist()
     shown["Status"] = [_status(session, i, e, read, mine) for i, e in zip(part["item"], part["error"], strict=True)]
     for column, title in (("view", "View"), ("sex", "Sex"), ("age_band", "Age"), ("modality", "Modality")):
         shown[title] = part[column].tolist()
+    if (part["quality"] != "").any():
+        shown["Remark"] = part["quality"].tolist()
     if not session.blinded:
         shown["Leading finding"] = [label(str(name)) for name in part["top"]]
         shown["Probability"] = part["probability"].tolist()
@@ -182,7 +146,7 @@ def _columns(session: Session, part: pd.DataFrame, before: int) -> pd.DataFrame:
 def _status(session: Session, item: str, error: str, read: frozenset[str], mine: frozenset[str]) -> str:
     if error:
         return error
-    standing = session.ledger.standing(item)
+    standing = session.decisions.standing(item)
     if "adjudicator" in session.reviewer.roles and standing.disagreement:
         return "readers disagree"
     if standing.adjudicated:

@@ -1,4 +1,4 @@
-"""What a reviewer does: decide, go on, accept many at once, change classes and thresholds. Callbacks, but ``accept_many``."""
+"""What a reviewer does: decide, go on, accept many at once, change classes and thresholds."""
 
 from __future__ import annotations
 
@@ -6,99 +6,105 @@ import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.labels.filters import PAGE, Sight, following, in_sight, undecided
+from apps.labels.filters import PAGE, LabelFilters, undecided, visible, waiting
 from apps.labels.labelling import View
-from apps.labels.prompts import keep, parse
+from apps.labels.prompts import parse, write_asked
 from apps.labels.session import Session
-from apps.shared.address import fail, go, say
+from apps.shared.actions import bulk_tokens
+from apps.shared.address import address, go, say
 from apps.shared.components import label
 from apps.shared.drafts import Draft
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.review.export import SUBJECT
+from vitdomains.core.review.schema import Verdict
 from vitdomains.core.review.store import Answer, Decision, ReviewError
 
 AT_ONCE = 500
 """Decisions that are written together: a bulk accept shows how far it is."""
 
 
-def chosen(item: str) -> str:
-    """The tile that was clicked in the sheet and not taken up yet; else ``item``.
-
-    A key that follows a click at once comes with it, and its callback runs before the sheet's: it is meant for what was clicked,
-    and the click must not lead back there afterwards.
-    """
-    act = (st.session_state.get("sheet") or {}).get("act") or {}
-    if not isinstance(act.get("item"), str) or act.get("at") == st.session_state.get("sheet-taken"):
-        return item
-    st.session_state["sheet-taken"] = act.get("at")
-    return str(act["item"])
-
-
 def choose() -> None:
     """Open the tile that was clicked."""
-    item = chosen("")
-    if item:
+    item = ((st.session_state.get("sheet") or {}).get("act") or {}).get("item")
+    if isinstance(item, str):
         go(item=item)
 
 
-def decide(session: Session, item: str, answer: Answer) -> None:
-    """Write one decision and go on to the next tile that waits."""
-    item = chosen(item)
+def decide(session: Session, item: str, verdict: Verdict, name: str = "") -> None:
+    """Write one decision and go on to the next tile that waits.
+
+    Raises:
+        VitDomainsError: There is nothing to decide, the role is not held, or the store cannot be written.
+    """
     view = session.view
-    sight = Sight.from_address(view)
-    numbers = in_sight(session, view, sight)
+    numbers = visible(session, view, LabelFilters.from_address(view))
     draft, number = session.draft(item), session.number(item)
-    try:
-        session.require(session.role)
-        if number < 0 or not view.label[number]:
-            raise ReviewError("There is nothing to decide on this tile.", hint="Go on to the next one.")
-        draft.touch()
-        (seq,) = session.store.add(_decision(session, view, number, answer, draft))
-    except VitDomainsError as error:
-        fail(error)
-        return
-    session.drafts.pop((session.reviewer.name, session.role, item), None)
-    session.ledger.refresh()
+    session.require(session.role)
+    if not view.label[number]:
+        raise ReviewError("There is nothing to decide on this tile.", hint="Go on to the next one.")
+    draft.touch()
+    answer = Answer(verdict, name)
+    (seq,) = session.store.add(_decision(session, view, number, answer, draft))
+    session.forget(item)
     say(f"Saved as decision {seq}: {label(answer.label or f'{answer.verdict}, {view.call(number)}')}.")
-    onward(session, view, numbers, item)
+    if address().get("item", "") in ("", item):  # else the reviewer chose another one meanwhile
+        onward(session, view, numbers, item)
 
 
 def relabel(session: Session, item: str, name: str) -> None:
-    """The reviewer's own word; the model's own is agreement."""
-    item = chosen(item)
-    number = session.number(item)
-    agrees = number >= 0 and session.view.call(number) == name
-    decide(session, item, Answer("agree") if agrees else Answer("label", name))
+    """The reviewer's own word; the model's own is agreement.
+
+    Raises:
+        VitDomainsError: As ``decide``.
+    """
+    if session.view.call(session.number(item)) == name:
+        decide(session, item, "agree")
+    else:
+        decide(session, item, "label", name)
 
 
 def onward(session: Session, view: View, numbers: NDArray[np.int64], item: str) -> None:
     """To the next tile that waits; where none does, stay."""
-    wanted = following(session, view, numbers, item)
-    if wanted:
-        go(item=wanted)
+    found = waiting(session, view, numbers, item)
+    if found:
+        go(item=found[0])
     else:
-        say("All tiles in sight are reviewed.")
+        mine = session.decisions.assigned_to(session.reviewer.name, session.role)
+        say("All tiles that are assigned to you are reviewed." if mine else "All tiles in sight are reviewed.")
+    go()
 
 
 def next_waiting(session: Session, item: str) -> None:
     """The first tile in sight that waits, behind the one that is open."""
     view = session.view
-    onward(session, view, in_sight(session, view, Sight.from_address(view)), chosen(item))
+    onward(session, view, visible(session, view, LabelFilters.from_address(view)), item)
 
 
 def step(session: Session, item: str, by: int) -> None:
     """Move by some tiles, whatever their state."""
     view = session.view
-    numbers = in_sight(session, view, Sight.from_address(view))
+    numbers = visible(session, view, LabelFilters.from_address(view))
     items = session.labels.items[session.labels.rows][numbers]
-    at = np.flatnonzero(items == chosen(item))
+    at = np.flatnonzero(items == item)
     if len(items):
         go(item=str(items[int(np.clip((at[0] if len(at) else 0) + by, 0, len(items) - 1))]))
 
 
-def turn(session: Session, numbers: NDArray[np.int64], to: int) -> None:
+def turn(session: Session, item: str, to: int) -> None:
     """Open the first tile of a page, counted from 0."""
+    view = session.view
+    numbers = visible(session, view, LabelFilters.from_address(view))
     go(item=str(session.labels.items[session.labels.rows[numbers[to * PAGE]]]))
+
+
+def like(session: Session, item: str) -> None:
+    """Sort by likeness to a tile."""
+    go(like=item, q="", order="", label="")
+
+
+def to_output(session: Session, item: str) -> None:
+    """To the page of exports."""
+    go(show="output")
 
 
 def accept_many(session: Session, view: View, numbers: NDArray[np.int64], note: str) -> int:
@@ -108,35 +114,39 @@ def accept_many(session: Session, view: View, numbers: NDArray[np.int64], note: 
         VitDomainsError: The role is not held, or the store cannot be written.
     """
     session.require(session.role)
-    waiting = undecided(session, view, numbers)
-    bar = st.progress(0.0, text="accepting")
-    for at in range(0, len(waiting), AT_ONCE):
-        _agree(session, view, waiting[at : at + AT_ONCE], note)
-        done = min(at + AT_ONCE, len(waiting))
-        bar.progress(done / len(waiting), text=f"accepting: {done:,} of {len(waiting):,}")
+    open_ = undecided(session, view, numbers)
+    bar, tokens = st.progress(0.0, text="accepting"), bulk_tokens(len(open_))
+    for at in range(0, len(open_), AT_ONCE):
+        _agree(session, view, open_[at : at + AT_ONCE], note, tokens[at : at + AT_ONCE])
+        done = min(at + AT_ONCE, len(open_))
+        bar.progress(done / len(open_), text=f"accepting: {done:,} of {len(open_):,}")
     bar.empty()
-    session.ledger.refresh()
-    return len(waiting)
+    session.decisions.refresh()
+    return len(open_)
 
 
-def _agree(session: Session, view: View, numbers: NDArray[np.int64], note: str) -> None:
-    session.store.add(*(_decision(session, view, int(i), Answer("agree"), Draft(note=note)) for i in numbers))
+def _agree(session: Session, view: View, numbers: NDArray[np.int64], note: str, tokens: list[str]) -> None:
+    pairs = zip(numbers.tolist(), tokens, strict=True)
+    session.store.add(
+        *(_decision(session, view, i, Answer("agree"), Draft(note=note, token=token)) for i, token in pairs)
+    )
 
 
-def accept_page(session: Session, numbers: NDArray[np.int64]) -> None:
-    """Agree with all on a page that has not been decided on, and go on."""
+def accept_page(session: Session, item: str, numbers: NDArray[np.int64]) -> None:
+    """Agree with all on a page that has not been decided on, and go on.
+
+    Raises:
+        VitDomainsError: The role is not held, or the store cannot be written.
+    """
     view = session.view
-    sight = in_sight(session, view, Sight.from_address(view))
-    waiting = undecided(session, view, numbers)
-    try:
-        session.require(session.role)
-        _agree(session, view, waiting, "accepted with its contact sheet")
-    except VitDomainsError as error:
-        fail(error)
-        return
-    session.ledger.refresh()
-    say(f"Accepted: {len(waiting)}.")
-    onward(session, view, sight, str(session.labels.items[session.labels.rows[numbers[-1]]]))
+    filters = visible(session, view, LabelFilters.from_address(view))
+    open_ = undecided(session, view, numbers)
+    session.require(session.role)
+    if len(open_):
+        _agree(session, view, open_, "accepted with its contact sheet", bulk_tokens(len(open_)))
+    session.decisions.refresh()
+    say(f"Accepted: {len(open_)}.")
+    onward(session, view, filters, str(session.labels.items[session.labels.rows[numbers[-1]]]))
 
 
 def _decision(session: Session, view: View, number: int, answer: Answer, draft: Draft) -> Decision:
@@ -164,7 +174,7 @@ def ask(session: Session, text: str, templates: tuple[str, ...]) -> None:
     try:
         prompts = parse(text, templates, session.labels.prompts)
         own = prompts.id == session.labels.prompts.id
-        identity = "" if own else keep(session.labels.folder, prompts)
+        identity = "" if own else write_asked(session.labels.folder, prompts)
     except VitDomainsError as error:
         st.session_state["prompt_problem"], st.session_state["prompt_draft"] = error, text
         go()

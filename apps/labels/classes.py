@@ -7,12 +7,13 @@ from html import escape
 import numpy as np
 import streamlit as st
 
-from apps.labels import actions as actions
-from apps.labels.filters import Sight, undecided
+from apps.labels import actions
+from apps.labels.filters import LabelFilters, undecided
 from apps.labels.labelling import View
 from apps.labels.prompts import MAX_CHARACTERS, as_text
 from apps.labels.session import Session
 from apps.shared.address import fail, go, say, settle_part
+from apps.shared.commands import command
 from apps.shared.components import hold, plain, show_problem, soft
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.zeroshot.labels.prompts import expand_templates, template_sets
@@ -22,14 +23,14 @@ PROMPTS_HEIGHT = 190
 _OWN = "those of the labels"
 
 
-def classes_panel(session: Session, view: View, sight: Sight) -> None:
+def classes_panel(session: Session, view: View, filters: LabelFilters) -> None:
     """Labels, threshold, prompts."""
-    _labels(session, view, sight)
-    _threshold(session, view, sight)
+    _labels(session, view, filters)
+    _threshold(session, view, filters)
     _prompts(session, view)
 
 
-def _labels(session: Session, view: View, sight: Sight) -> None:
+def _labels(session: Session, view: View, filters: LabelFilters) -> None:
     """A list to choose from, with how many tiles have each label now, and how many more or fewer than as labelled."""
     base, total = session.base, len(view.p)
     changed = view is not base
@@ -43,14 +44,14 @@ def _labels(session: Session, view: View, sight: Sight) -> None:
     with st.container(height=LIST_HEIGHT, border=True, key="labels"):
         # Other labels to choose from are another list: one list with other options would fall back to its first.
         key = f"label:{'|'.join(view.labels)}"
-        hold(key, sight.label)
+        hold(key, filters.label)
         st.radio("Labels", ["", *view.labels], format_func=shown, key=key, label_visibility="collapsed",
                  on_change=lambda: go(label=st.session_state[key], item=""))  # fmt: skip
 
 
-def _threshold(session: Session, view: View, sight: Sight) -> None:
+def _threshold(session: Session, view: View, filters: LabelFilters) -> None:
     names = view.prompts.names
-    one = sight.label if sight.label in names else ""
+    one = filters.label if filters.label in names else ""
     value = view.thresholds[names.index(one)] if one else min(view.thresholds)
     title = f"Threshold of {plain(one)}" if one else "Threshold of all classes"
     hold("threshold", round(float(value), 3))
@@ -72,9 +73,9 @@ def _bars(view: View, name: str, threshold: float) -> str:
 
 def _bulk(session: Session, view: View, name: str) -> None:
     """Accept all that have a class at its threshold, after a second look."""
-    waiting = undecided(session, view, np.flatnonzero(view.members(name)))
+    open_ = undecided(session, view, np.flatnonzero(view.members(name)))
     if st.session_state.get("bulk") != name:
-        st.button(f"Accept all {len(waiting):,} undecided", key="bulk-ask", disabled=not len(waiting), width="stretch",
+        st.button(f"Accept all {len(open_):,} undecided", key="bulk-ask", disabled=not len(open_), width="stretch",
                   on_click=lambda: st.session_state.__setitem__("bulk", name),
                   help="All tiles of this class at its threshold that you have not decided on")  # fmt: skip
         return
@@ -83,12 +84,12 @@ def _bulk(session: Session, view: View, name: str) -> None:
     if st.session_state.get("bulk-agreed"):
         # Not in a callback: where the reader does something else meanwhile, the next run goes on with the rest.
         try:
-            say(f"Accepted: {actions.accept_many(session, view, waiting, note):,}.")
+            say(f"Accepted: {actions.accept_many(session, view, open_, note):,}.")
         except VitDomainsError as error:
             fail(error)
         del st.session_state["bulk"], st.session_state["bulk-agreed"]
         st.rerun()
-    soft(f"Accept {len(waiting):,} tiles as {name}, from {threshold:.2f} on, without looking at each?")
+    soft(f"Accept {len(open_):,} tiles as {name}, from {threshold:.2f} on, without looking at each?")
     yes, no = st.columns(2)
     yes.button("Accept them", key="bulk-yes", type="primary", width="stretch",
                on_click=lambda: st.session_state.__setitem__("bulk-agreed", True))  # fmt: skip
@@ -109,8 +110,7 @@ def _prompts(session: Session, view: View) -> None:
     st.selectbox("Templates", [_OWN, *sets], key="templates", disabled=off, label_visibility="collapsed",
                  format_func=lambda name: f"templates: {name}", on_change=_asked, args=(session, view))  # fmt: skip
     back, out = st.columns(2, gap="small")
-    out.button("Output", key="output", shortcut="E", on_click=go, kwargs={"show": "output"}, width="stretch",
-               help="Export, accepted labels, student")  # fmt: skip
+    command(out, "Output", "output", actions.to_output, key="E", help="Export, accepted labels, student")
     if problem:
         st.caption(plain(f"Prompts and search are off. {problem}"))
     elif session.model.loading:

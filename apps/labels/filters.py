@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from apps.labels.labelling import Order, View
 from apps.labels.session import Session
 from apps.shared.address import address
-from vitdomains.core.review.agreement import readings
 
 PAGE = 30
 STATUSES = {
@@ -31,7 +30,7 @@ ORDERS: dict[str, str] = {
 
 
 @dataclass(frozen=True)
-class Sight:
+class LabelFilters:
     """What the address asks for; what it cannot mean is taken for the default."""
 
     label: str
@@ -41,7 +40,7 @@ class Sight:
     searching: bool
 
     @classmethod
-    def from_address(cls, view: View) -> Sight:
+    def from_address(cls, view: View) -> LabelFilters:
         """Read the page's address."""
         q = address()
         searching = bool(q.get("q", "").strip() or q.get("like"))
@@ -57,24 +56,24 @@ class Sight:
         )
 
 
-def in_sight(session: Session, view: View, sight: Sight) -> NDArray[np.int64]:
+def visible(session: Session, view: View, filters: LabelFilters) -> NDArray[np.int64]:
     """Numbers of the tiles that pass, in order."""
-    keep = view.members(sight.label)
-    if sight.near:
-        keep = keep | view.near_misses(sight.label)
-    if sight.status != "all":
-        keep = keep & _of_status(session, sight.status)
-    similarity = session.similarity() if sight.order == "similar" else None
-    return view.ordered(np.flatnonzero(keep), sight.label, sight.order, similarity)
+    keep = view.members(filters.label)
+    if filters.near:
+        keep = keep | view.near_misses(filters.label)
+    if filters.status != "all":
+        keep = keep & _of_status(session, filters.status)
+    similarity = session.similarity() if filters.order == "similar" else None
+    return view.ordered(np.flatnonzero(keep), filters.label, filters.order, similarity)
 
 
 def _of_status(session: Session, status: str) -> NDArray[np.bool_]:
     shown = pd.Series(session.labels.items[session.labels.rows])
     if status == "disagreement":
-        return shown.isin(session.ledger.in_disagreement()).to_numpy(bool)
-    read = shown.isin(session.ledger.read_by(session.reviewer.name, session.role)).to_numpy(bool)
+        return shown.isin(session.decisions.in_disagreement()).to_numpy(bool)
+    read = shown.isin(session.decisions.read_by(session.reviewer.name, session.role)).to_numpy(bool)
     if status == "mine":
-        return ~read & shown.isin(session.ledger.assigned_to(session.reviewer.name, session.role)).to_numpy(bool)
+        return ~read & shown.isin(session.decisions.assigned_to(session.reviewer.name, session.role)).to_numpy(bool)
     return read if status == "done" else ~read
 
 
@@ -83,24 +82,12 @@ def undecided(session: Session, view: View, numbers: NDArray[np.int64]) -> NDArr
     return numbers[_of_status(session, "open")[numbers] & (view.label[numbers] != "")]
 
 
-def following(session: Session, view: View, numbers: NDArray[np.int64], after: str) -> str:
-    """The next item that waits for this reviewer, behind one and around; empty where none does.
-
-    Who has assignments goes through those.
-    """
-    items = session.labels.items[session.labels.rows]
-    at = np.flatnonzero(items[numbers] == after)
-    start = int(at[0]) + 1 if len(at) else 0
-    waiting = undecided(session, view, np.concatenate([numbers[start:], numbers[:start]]))
-    mine = session.ledger.assigned_to(session.reviewer.name, session.role)
-    return next((str(items[i]) for i in waiting if items[i] != after and (not mine or items[i] in mine)), "")
+def waiting(session: Session, view: View, numbers: NDArray[np.int64], after: str, most: int = 1) -> list[str]:
+    """The next items that wait for this reviewer, behind one and around; empty where none does."""
+    items = session.labels.items[session.labels.rows][numbers]
+    return session.unread(items, after, most, but=lambda n: not view.label[numbers[n]])
 
 
-def said(session: Session, items: list[str]) -> dict[str, str]:
-    """What this reviewer said of items last; of items without a decision nothing."""
-    table = session.ledger.table
-    mine = table[
-        (table["reviewer"] == session.reviewer.name) & (table["role"] == session.role) & table["item"].isin(items)
-    ]
-    read = readings(mine)
-    return dict(zip(read["item"], read["value"], strict=True))
+def own_word(session: Session, item: str) -> str:
+    """What this reviewer said of an item last; empty where nothing."""
+    return next(iter(session.answers.get(item, {}).values()), "")

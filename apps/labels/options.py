@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.films.options import checked_parser
-from apps.shared.access import Identity
+from apps.shared.options import ReviewOptions, review_parser, shared_options
 from vitdomains.core.errors import ManifestError
 
 TITLE = "Zero-shot review"
@@ -18,15 +17,12 @@ NOTICE = (
 USAGE = "streamlit run apps/zeroshot_review.py -- --labels labels/ --store sqlite:///reviews.db"
 
 
-@dataclass(frozen=True)
-class Options:
-    """The words of the command line, checked."""
+@dataclass(frozen=True, kw_only=True)
+class Options(ReviewOptions):
+    """The command line, checked."""
 
     labels: Path
-    store: str
     model: str
-    identity: Identity
-    threads: int
 
 
 def parse_options(argv: Sequence[str]) -> Options:
@@ -35,18 +31,13 @@ def parse_options(argv: Sequence[str]) -> Options:
     Raises:
         ConfigError: A word is not known, or a folder is not there.
     """
-    parser = checked_parser("zeroshot_review.py", "Review zero-shot labels.", USAGE)
+    parser = review_parser("zeroshot_review.py", "Review zero-shot labels.", USAGE, blinded=False)
     parser.add_argument("--labels", required=True, help="folder that `label` wrote")
-    parser.add_argument(
-        "--store", default="sqlite:///reviews.db", help="database URL of the reviews (default: %(default)s)"
-    )
     parser.add_argument("--model", default="", help="the checkpoint that labelled the tiles, if it has moved since")
-    Identity.add_arguments(parser)
-    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: as PyTorch chooses")
     args = parser.parse_args([*argv])
     folder = Path(args.labels).absolute()
     stamp(folder)
-    return Options(folder, args.store, args.model, Identity.of(args), args.threads)
+    return Options(labels=folder, model=args.model, **shared_options(args))
 
 
 def stamp(folder: Path) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from apps.labels.labelling import View
 from apps.labels.model import TextModel
 from apps.labels.store import Labels
-from apps.shared.decisions import Ledger
+from apps.shared.decisions import DecisionTable
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
@@ -24,20 +24,22 @@ from vitdomains.zeroshot.labels.outputs import write_label_bundle
 from vitdomains.zeroshot.students.student import student_config, student_manifest
 
 
-def accepted(ledger: Ledger) -> dict[str, str]:
+def accepted(decisions: DecisionTable) -> dict[str, str]:
     """Item to what all who decided on it say, or an adjudicator: a class, or ``unknown`` for none of them.
 
     An item that was looked at without such a word is ``unknown`` too: nobody would call its label confident.
     """
-    settled = consensus(readings(ledger.table))
+    settled = consensus(readings(decisions.table))
     settled = settled[settled["subject"] == SUBJECT]
     word = settled["value"].where(settled["settled"] & ~settled["value"].str.startswith("not "), UNKNOWN)
     return dict(zip(settled["item"], word.replace("unsure", UNKNOWN), strict=True))
 
 
-def labels_of(labels: Labels, said: Mapping[str, str]) -> pd.DataFrame:
+def labels_of(labels: Labels, accepted_labels: Mapping[str, str]) -> pd.DataFrame:
     """``tile_id`` and ``label`` of the tiles with a settled class; copies of a picture have the same."""
-    found = pd.DataFrame({"tile_id": labels.tiles["tile_id"], "label": pd.Series(labels.items).map(dict(said))})
+    found = pd.DataFrame(
+        {"tile_id": labels.tiles["tile_id"], "label": pd.Series(labels.items).map(dict(accepted_labels))}
+    )
     return found[found["label"].notna() & (found["label"] != UNKNOWN)].reset_index(drop=True)
 
 
@@ -66,13 +68,15 @@ def write_view(labels: Labels, model: TextModel, view: View, on_progress: OnProg
     write_labels(labels.folder, bundle, classifier, plan, index, list(labels.keys), wrong, options, on_progress)
 
 
-def make_student(labels: Labels, said: Mapping[str, str], confident: float, weight: float, run_dir: str) -> Path:
+def make_student(
+    labels: Labels, accepted_labels: Mapping[str, str], confident: float, weight: float, run_dir: str
+) -> Path:
     """Write ``manifest.csv`` and ``student.yaml`` beside the labels; returns the training file.
 
     Raises:
         ManifestError: No tile is accepted or confident.
     """
-    given = pd.Series(labels.items, index=labels.tiles["tile_id"]).map(dict(said)).dropna()
+    given = pd.Series(labels.items, index=labels.tiles["tile_id"]).map(dict(accepted_labels)).dropna()
     student_manifest(labels.folder, {str(k): str(v) for k, v in given.items()}, confident, weight)
     return student_config(labels.folder, labels.folder / "student.yaml", run_dir)
 

@@ -7,21 +7,23 @@ from pathlib import Path
 
 import streamlit as st
 
-from apps.labels.filters import Sight, in_sight
+from apps.labels.filters import LabelFilters, visible
 from apps.labels.output import accepted, labels_of, make_student, student_words, write_view
 from apps.labels.prompts import as_yaml
 from apps.labels.session import Session
+from apps.shared.actions import leave
 from apps.shared.address import go
+from apps.shared.commands import command
 from apps.shared.components import empty, label, plain, problems, soft
-from apps.shared.decisions import Ledger
-from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
+from apps.shared.decisions import DecisionTable
+from apps.shared.team import admin_parts, agreement_part
 from vitdomains.core.review.export import export_table, to_csv
 from vitdomains.core.review.store import ReviewStore
 
 
 def output_page(session: Session) -> None:
     """What others said is shown to adjudicators and admins; what changes files on the server is done by admins."""
-    st.button("Review", on_click=go, kwargs={"show": ""}, key="to-review", shortcut="Esc")
+    command(st, "Review", "to-review", leave, key="Esc", width="content")
     left, right = st.columns(2, gap="medium")
     with left:
         if session.reviewer.roles & {"adjudicator", "admin"}:
@@ -35,10 +37,8 @@ def output_page(session: Session) -> None:
         if "admin" in session.reviewer.roles:
             _student(session)
             view = session.view
-            rows = session.labels.rows[in_sight(session, view, Sight.from_address(view))]
-            assignments_part(session, session.labels.items[rows].tolist(), "tiles", most=100)
-            roles_part(session)
-            check_part(session)
+            rows = session.labels.rows[visible(session, view, LabelFilters.from_address(view))]
+            admin_parts(session, session.labels.items[rows].tolist(), "tiles")
 
 
 @st.cache_data(show_spinner="collecting the decisions", max_entries=4)
@@ -51,14 +51,14 @@ def _exported(_store: ReviewStore, url: str, last: int) -> tuple[str, bytes]:
 
 
 @st.cache_data(show_spinner="collecting what is settled", max_entries=4)
-def _settled(_ledger: Ledger, url: str, last: int) -> dict[str, str]:
+def _settled(_ledger: DecisionTable, url: str, last: int) -> dict[str, str]:
     """Item to its accepted label after so many decisions."""
     return accepted(_ledger)
 
 
 def _decisions(session: Session) -> None:
     st.subheader("Decisions", anchor=False)
-    last = session.ledger.last
+    last = session.decisions.last
     if not last:
         empty("Nothing to export.", "The first decision will be here. Press Esc, and a to accept a tile.")
         return
@@ -73,7 +73,7 @@ def _decisions(session: Session) -> None:
 def _accepted(session: Session) -> None:
     """What the reviewers settled, tile by tile."""
     st.subheader("Accepted labels", anchor=False)
-    found = labels_of(session.labels, _settled(session.ledger, session.options.store, session.ledger.last))
+    found = labels_of(session.labels, _settled(session.decisions, session.options.store, session.decisions.last))
     if not len(found):
         empty("No label is settled yet.", "A label holds once all who decided on a tile say the same.")
         return
@@ -138,7 +138,7 @@ def _student(session: Session) -> None:
             session.require("admin")
             st.session_state["student-file"] = str(
                 make_student(
-                    session.labels, accepted(session.ledger), confident, weight, run_dir.strip() or "runs/student"
+                    session.labels, accepted(session.decisions), confident, weight, run_dir.strip() or "runs/student"
                 )
             )
     written = st.session_state.get("student-file")

@@ -1,4 +1,4 @@
-"""Tiles as pictures for the screen: read when they come into sight, kept in memory, never all of them.
+"""Tiles as pictures for the screen: read when they come into filters, kept in memory, never all of them.
 
 They travel inside the page, as data addresses: Streamlit forgets a file of a run that the next key press ends, and who
 reviews by key would see holes.
@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from apps.shared.media import as_base64
 from apps.shared.memo import Memo
-from apps.viewer import as_base64
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.core.errors import ImageError
 from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels

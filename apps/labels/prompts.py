@@ -34,10 +34,10 @@ _LINE = re.compile(r"^(?P<name>[^:|]*)(?::(?P<words>[^|]*))?(?:\|(?P<sentences>.
 def parts_of(c: ClassPrompts, templates: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Synonyms and sentences of a class: which of its texts come from templates, and the others."""
     asked = set(c.prompts)
-    said = {word: [t.replace("{}", word) for t in templates] for word in (c.name, *c.aliases)}
-    synonyms = [w for w in c.aliases if "," not in w and "|" not in w and set(said[w]) <= asked]
-    spoken = {text for word in (c.name, *synonyms) for text in said[word]}
-    return synonyms, [text for text in c.prompts if text not in spoken]
+    texts = {word: [t.replace("{}", word) for t in templates] for word in (c.name, *c.aliases)}
+    synonyms = [w for w in c.aliases if "," not in w and "|" not in w and set(texts[w]) <= asked]
+    from_templates = {text for word in (c.name, *synonyms) for text in texts[word]}
+    return synonyms, [text for text in c.prompts if text not in from_templates]
 
 
 def as_text(prompts: PromptSet) -> str:
@@ -111,15 +111,15 @@ def as_yaml(prompts: PromptSet) -> str:
     return str(yaml.safe_dump(raw, sort_keys=False, allow_unicode=True))
 
 
-def keep(labels: Path, prompts: PromptSet) -> str:
-    """Keep prompts beside the labels; returns the id under which ``kept`` finds them."""
+def write_asked(labels: Path, prompts: PromptSet) -> str:
+    """Keep prompts beside the labels; returns the id under which ``read_asked`` finds them."""
     file = labels / FOLDER / f"{prompts.id}.json"
     if not file.is_file():
         write_text(file, json.dumps(prompts.to_dict(), indent=1, ensure_ascii=False) + "\n")
     return prompts.id
 
 
-def kept(labels: Path, identity: str) -> PromptSet:
+def read_asked(labels: Path, identity: str) -> PromptSet:
     """The prompts of an id.
 
     Raises:

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from apps.labels.labelling import View, make_view, similarity_to
 from apps.labels.model import TextModel
-from apps.labels.options import TITLE, Options
+from apps.labels.options import TITLE
 from apps.labels.pictures import Pictures
-from apps.labels.prompts import kept
+from apps.labels.prompts import read_asked
 from apps.labels.store import Labels, read_labels
 from apps.shared.address import address
-from apps.shared.drafts import Draft
 from apps.shared.session import Reviewing
 from vitdomains.core.errors import ConfigError
 from vitdomains.zeroshot.labels.prompts import PromptSet
@@ -68,12 +67,10 @@ class Session(Reviewing):
 
     title: ClassVar = TITLE
 
-    options: Options
     changed: str
     labels: Labels
     model: TextModel
     pictures: Pictures
-    drafts: dict[tuple[str, str, str], Draft]
 
     @property
     def prompts(self) -> PromptSet:
@@ -83,7 +80,7 @@ class Session(Reviewing):
             ConfigError: They are not kept here.
         """
         asked = address().get("asked", "")
-        return kept(self.labels.folder, asked) if asked else self.labels.prompts
+        return read_asked(self.labels.folder, asked) if asked else self.labels.prompts
 
     def thresholds(self, prompts: PromptSet) -> tuple[float, ...]:
         """Those in the address, else those of the labels, for classes that are new 0 or 0.5."""
@@ -146,6 +143,11 @@ class Session(Reviewing):
         own = asked.id == self.labels.prompts.id
         return self.labels.bundle_id if own else f"{self.labels.bundle_id} with prompts {asked.id}"
 
-    def draft(self, item: str) -> Draft:
-        """Note and time of this reviewer on an item."""
-        return self.drafts.setdefault((self.reviewer.name, self.role, item), Draft())
+    @property
+    def blinded(self) -> bool:
+        """Never: what is reviewed is what the model says."""
+        return False
+
+    def known(self, item: str) -> bool:
+        """Whether there is such a tile among those that are shown."""
+        return self.number(item) >= 0

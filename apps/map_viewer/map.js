@@ -38,6 +38,7 @@ class TileMap {
     this.settings = { tool: "pan", opacity: 45, tiles: true, around: false, heat: true, warm: 55, colours: "inferno", ...kept("settings") };
     this.settings.tool = "pan";
     this.hover = -1;
+    this.fetched = new Set();
     this.off = new AbortController();
     this.listen();
   }
@@ -48,8 +49,19 @@ class TileMap {
 
   get tilesOn() { return this.data.mode === "tile" ? this.settings.around : this.settings.tiles; }
 
-  update(data, act) {
-    const place = data.mode === "tile" ? data.item : "map";
+  // What the reader has gone on to before the page followed is shown in the place of what the page says.
+  leading(data) {
+    const early = window.vitdomains?.early;
+    this.early = early?.focus && data.mode === "tile" && early.item !== data.item ? early.text : "";
+    if (!this.early) return data;
+    const [x, y, w, h] = early.focus, detail = data.ahead?.[early.item] ?? (this.detailUrl ? { url: this.detailUrl } : null);
+    return { ...data, item: early.item, focus: early.focus, home: [x - w, y - h, 3 * w, 3 * h], detail, heat: null };
+  }
+
+  update(given, act) {
+    this.given = given;
+    for (const next of Object.values(given.ahead ?? {})) if (!this.fetched.has(next.url)) { this.fetched.add(next.url); fetch(next.url).catch(() => {}); }
+    const data = this.leading(given), place = data.mode === "tile" ? data.item : "map";
     this.data = data;
     this.act = act;
     if (this.place !== place) {
@@ -236,7 +248,7 @@ class TileMap {
     this.paintLines(g, s);
     this.look(sight, density);
     const waiting = this.data.heat?.pending ? "   heat map: being computed" : "", wrong = this.data.heat?.error ? `   ${this.data.heat.error}` : "";
-    this.say(`${Math.round(100 * v.scale)} %   ${this.data.scene.width} x ${this.data.scene.height}${this.data.unit ?? ""}${waiting}${wrong}`);
+    this.say(this.early || `${Math.round(100 * v.scale)} %   ${this.data.scene.width} x ${this.data.scene.height}${this.data.unit ?? ""}${waiting}${wrong}`);
     if (this.base && this.paints) this.mark("painted", `${this.place}`);
   }
 
@@ -358,6 +370,7 @@ class TileMap {
     this.$("[data-opacity]").addEventListener("input", (e) => this.change({ opacity: Number(e.target.value) }), signal);
     this.$("[data-warm]").addEventListener("input", (e) => this.change({ warm: Number(e.target.value) }), signal);
     this.$("[data-colours]").addEventListener("change", (e) => this.change({ colours: e.target.value }), signal);
+    window.addEventListener("vitdomains:shown", () => { if (this.given) this.update(this.given, this.act); }, signal);
     document.addEventListener("keydown", (e) => this.key(e), { ...signal, capture: true });
   }
 

@@ -15,7 +15,10 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from apps.shared.components import web_component
+from apps.shared.actions import turn_page
+from apps.shared.address import address
+from apps.shared.commands import command
+from apps.shared.components import soft, web_component
 
 _component = web_component("row_list", Path(__file__).parent, "rows.html", "rows.css", "rows.js")
 
@@ -57,6 +60,22 @@ def row_list(
     rows = [[_shown(value) for value in row] for row in table.itertuples(index=False, name=None)]
     data = {"columns": columns, "rows": rows, "items": [*items], "label": label, "height": height}
     _component(key=key, data=data, on_act_change=opened)
+
+
+def page_of(count: int, size: int) -> tuple[int, int]:
+    """The page that the address names, from 1, and how many there are."""
+    pages = max(1, math.ceil(count / size))
+    text = address().get("page", "1")
+    return min(pages, max(1, int(text) if text.isdecimal() else 1)), pages
+
+
+def pager(page: int, pages: int) -> None:
+    """Buttons to the pages before and after."""
+    back, where, forth = st.columns([1, 1.5, 1], vertical_alignment="center")
+    command(back, "Previous page", "page-back", turn_page, "", page - 1, key="PageUp", disabled=page == 1)
+    with where:
+        soft(f"page {page:,} of {pages:,}")
+    command(forth, "Next page", "page-forth", turn_page, "", page + 1, key="PageDown", disabled=page == pages)
 
 
 def _shown(value: Any) -> str:

@@ -66,8 +66,11 @@ def choose(name: str, key: str, usual: str) -> None:
 
 
 def say(text: str) -> None:
-    """A message that comes with the next ``settle`` and passes by."""
-    st.session_state.setdefault("saying", []).append(text)
+    """A message that the page shows at its foot, for a while."""
+    state = st.session_state
+    state["said"] = state.get("said", 0) + 1
+    state["messages"] = [*state.get("messages", []), {"number": state["said"], "text": text}][-5:]
+    state["asked"] = True
 
 
 def fail(problem: VitDomainsError) -> None:
@@ -77,17 +80,13 @@ def fail(problem: VitDomainsError) -> None:
 
 
 def settle() -> None:
-    """Tell the browser what callbacks asked for by ``go`` and ``say``: call it first in a page."""
+    """Tell the browser what callbacks asked for by ``go``: call it first in a page."""
     # Kept until it is done: this can be cut short like everything that speaks to the browser, and the next run does it then.
     wanted = address()
     if wanted.params != _browsers().params:
-        told: dict[str, Any] = {n: values if len(values) > 1 else values[0] for n, values in wanted.params.items()}
-        st.query_params.from_dict(told)
+        given: dict[str, Any] = {n: values if len(values) > 1 else values[0] for n, values in wanted.params.items()}
+        st.query_params.from_dict(given)
     st.session_state.pop("asked", None)
-    saying = st.session_state.get("saying")
-    while saying:
-        st.toast(saying[0])
-        del saying[0]
 
 
 def settle_part() -> None:
@@ -96,7 +95,7 @@ def settle_part() -> None:
     The browser puts what happens at once into one request. A key that comes with a mark on the film is in the request of the
     viewer, for which Streamlit draws the viewer's fragment alone.
     """
-    if "asked" in st.session_state or st.session_state.get("saying"):
+    if "asked" in st.session_state:
         st.rerun()
 
 

@@ -10,7 +10,7 @@ from vitdomains.core.errors import BundleError
 
 
 @dataclass(frozen=True)
-class BundleFacts:
+class BundleInfo:
     """Classes, thresholds and identity of a bundle; its files are checked against their hashes when the model is loaded."""
 
     path: Path
@@ -35,7 +35,9 @@ class BundleFacts:
         }
 
 
-def read_facts(bundle: Path, domain: str | tuple[str, ...], kinds: tuple[str, ...] = ("multilabel",)) -> BundleFacts:
+def read_bundle_info(
+    bundle: Path, domain: str | tuple[str, ...], kinds: tuple[str, ...] = ("multilabel",)
+) -> BundleInfo:
     """Read a bundle's description.
 
     Args:
@@ -54,7 +56,7 @@ def read_facts(bundle: Path, domain: str | tuple[str, ...], kinds: tuple[str, ..
         )
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-        facts = BundleFacts(
+        info = BundleInfo(
             path=bundle,
             id=raw["id"],
             domain=raw["domain"],
@@ -69,10 +71,10 @@ def read_facts(bundle: Path, domain: str | tuple[str, ...], kinds: tuple[str, ..
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{file} cannot be read: {error}.", hint="Write the bundle again with train.") from error
     domains = (domain,) if isinstance(domain, str) else domain
-    if facts.domain not in domains or facts.task_kind not in kinds:
+    if info.domain not in domains or info.task_kind not in kinds:
         wanted = " or ".join(kind.replace("label", "-label") for kind in kinds)
         raise BundleError(
-            f"{bundle} is a {facts.task_kind} bundle of {facts.domain}.",
+            f"{bundle} is a {info.task_kind} bundle of {info.domain}.",
             hint=f"Give a {wanted} bundle of {' or '.join(domains)}.",
         )
-    return facts
+    return info

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
@@ -11,6 +13,9 @@ from typing import Any
 import streamlit as st
 
 from vitdomains.core.errors import VitDomainsError
+from vitdomains.core.review.store import Decision
+
+logger = logging.getLogger(__name__)
 
 LUNGS = "".join(f'<ellipse cx="{x}" cy="16" rx="5" ry="12" fill="#555"/>' for x in (9, 23))
 TILES = "".join(
@@ -24,7 +29,8 @@ TILES = "".join(
 _STYLE = """
 <style>
 .stApp { --vd-note: light-dark(#fff4d6, #3a3013); --vd-note-ink: light-dark(#5b4300, #ffe3a0);
-  --vd-soft: light-dark(#4d535b, #b3b9c1); --vd-line: light-dark(#c9cdd3, #454a52); --vd-mark: light-dark(#0b57d0, #8ab4f8); }
+  --vd-soft: light-dark(#4d535b, #b3b9c1); --vd-line: light-dark(#c9cdd3, #454a52); --vd-mark: light-dark(#0b57d0, #8ab4f8);
+  --vd-ground: light-dark(#fff, #0e1117); }
 /* A reading screen of 1366 x 768 has no room for margins: the notice takes the place of Streamlit's empty header. */
 [data-testid="stHeader"] { height: 2rem; min-height: 0; background: transparent; pointer-events: none; }
 [data-testid="stHeader"] button { pointer-events: auto; }
@@ -36,6 +42,16 @@ _STYLE = """
 [data-testid="stButtonGroup"] button p { font-size: .8rem; }
 .vd-notice { position: fixed; top: 3px; left: 3.2rem; right: 1rem; z-index: 999990; background: var(--vd-note);
   color: var(--vd-note-ink); padding: 3px 10px; border-radius: 4px; font-size: .82rem; line-height: 1.35; }
+.stApp:has([data-testid="stSidebar"][aria-expanded="true"]) .vd-notice { left: 21rem; }
+[data-testid="stSidebar"][aria-expanded="false"] { visibility: hidden; }
+.st-key-decide { position: sticky; bottom: 0; z-index: 5; background: var(--vd-ground); padding-bottom: .3rem; }
+@media (max-width: 1150px) {
+  .st-key-findings [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+  .st-key-findings [data-testid="stColumn"] { min-width: 100%; }
+  .st-key-decide [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+  .st-key-decide [data-testid="stColumn"] { min-width: 45%; }
+}
+[data-command] { cursor: pointer; }
 [data-testid="stElementContainer"]:has(.vd-notice, .stHtml > style) { position: absolute; }
 .vd-soft { color: var(--vd-soft); font-size: .8rem; line-height: 1.35; }
 .vd-finding { font-size: .86rem; line-height: 1.25; border-left: 3px solid transparent; padding-left: 6px; }
@@ -50,6 +66,10 @@ _STYLE = """
 .vd-key-row b { font-weight: 600; font-variant-numeric: tabular-nums; }
 .vd-key-row em { width: 4.2em; text-align: right; font-style: normal; color: var(--vd-soft); font-variant-numeric: tabular-nums; }
 .vd-ramp { height: 12px; border-radius: 2px; }
+.st-key-keys { position: absolute; }
+[data-vd-early] [data-testid="stHtml"], [data-vd-early] [data-testid="stButton"] { opacity: .55; }
+[data-testid="stConnectionStatus"], [data-testid="stDialog"]:has([data-testid="stConnectionStatus"]) { visibility: hidden; }
+@media print { [data-testid="stSidebar"], [data-testid="stHeader"], .stButton, .stDownloadButton { display: none; } }
 .vd-key { font-family: monospace; border: 1px solid var(--vd-line); border-radius: 3px; padding: 0 4px; }
 </style>
 """
@@ -98,11 +118,26 @@ def empty(title: str, what_to_do: str) -> None:
 
 @contextmanager
 def problems() -> Iterator[None]:
-    """Errors that a user can cause are shown in place; the rest of the page stays."""
+    """The boundary of a page or fragment: what a user can cause is shown in place, anything else in our words; the rest
+    of the page stays."""
     try:
         yield
     except VitDomainsError as error:
         show_problem(error)
+    except Exception:
+        logger.exception("a part of the page could not be drawn")
+        st.error(
+            "This part of the page could not be drawn. What you saved is safe, and what you have begun is kept. Reload the page; "
+            "if it comes again, the server's log says what happened.",
+            icon=":material/error:",
+        )
+
+
+def show_failure() -> None:
+    """What the last act could not do, once."""
+    problem = st.session_state.pop("problem", None)
+    if problem is not None:
+        show_problem(problem)
 
 
 def hold(key: str, value: Any) -> None:
@@ -116,11 +151,19 @@ def hold(key: str, value: Any) -> None:
 
 def plain(text: str) -> str:
     """Text that Streamlit shows as it is: nothing in it counts as Markdown."""
-    for character in "\\`*_{}[]()#+!|~<>$:":
-        text = text.replace(character, f"\\{character}")
-    return text
+    # Options of a command line are code: a dash that becomes a line of print cannot be copied into a terminal.
+    parts = re.split(r"(streamlit run (?!.*streamlit run ).*$|(?<!\S)--\w*)", text)
+    return "".join(
+        f"`{part}`" if n % 2 else re.sub(r"([\\`*_{}\[\]()#+!|~<>$:])", r"\\\1", part) for n, part in enumerate(parts)
+    )
 
 
 def label(name: str) -> str:
     """A class name as a reader would write it."""
     return name.replace("_", " ")
+
+
+def spoken(decision: Decision) -> str:
+    """What a decision says, in words."""
+    words = [f"{label(subject)} {label(a.label) or a.verdict}" for subject, a in decision.answers.items()]
+    return ", ".join(word.removeprefix("label ") for word in words) or "taken back"

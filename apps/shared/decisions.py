@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,7 +25,7 @@ class Standing:
     adjudicated: bool = False
 
 
-class Ledger:
+class DecisionTable:
     """A view of the store that is cheap to ask again and again; safe to share among threads."""
 
     def __init__(self, store: ReviewStore) -> None:
@@ -34,6 +35,8 @@ class Ledger:
         self._table = pd.DataFrame()
         self._by: dict[tuple[str, str], set[str]] = {}
         self._ever: dict[tuple[str, str], set[str]] = {}
+        self._values: dict[tuple[str, str], dict[str, dict[str, str]]] = {}
+        self._times: Counter[tuple[str, str, str]] = Counter()
         self._standing: dict[str, Standing] = {}
         self._assigned: dict[tuple[str, str], set[str]] = {}
 
@@ -51,6 +54,11 @@ class Ledger:
                     items = self._by.setdefault((reviewer, role), set())
                     items.discard(item) if answers == NO_ANSWERS else items.add(item)
                     self._ever.setdefault((reviewer, role), set()).add(item)
+                    self._values.setdefault((reviewer, role), {}).pop(item, None)
+                    self._times[reviewer, role, item] += 1
+                read = readings(fresh)[["item", "reviewer", "role", "subject", "value"]]
+                for item, reviewer, role, subject, value in read.itertuples(index=False, name=None):
+                    self._values[reviewer, role].setdefault(item, {})[subject] = value
                 self._restate(set(fresh["item"]))
                 # Last: whoever keeps what they made of these rows keeps it under this number.
                 self._seq["review_decisions"] = int(self._table["seq"].iloc[-1])
@@ -86,6 +94,10 @@ class Ledger:
         """As ``read_by``, with those on which the reviewer took the decision back."""
         return frozenset(self._ever.get((reviewer, role), ()))
 
+    def times(self, reviewer: str, role: str, item: str) -> int:
+        """How many rows a reviewer has written on an item in a role."""
+        return self._times[reviewer, role, item]
+
     def assigned_to(self, reviewer: str, role: str = "reader") -> frozenset[str]:
         """Items that are assigned to a reviewer in a role."""
         return frozenset(self._assigned.get((reviewer, role), ()))
@@ -108,18 +120,11 @@ class Ledger:
         """Items on which readers disagree and no adjudicator has spoken."""
         return frozenset(item for item, standing in self._standing.items() if standing.disagreement)
 
-    def values(self, item: str, reviewer: str, role: str) -> dict[str, str] | None:
-        """What a reviewer's latest decision says of each finding (see ``resolved``); None where there is none."""
-        table = self._table
-        if not len(table):
-            return None
-        rows = table[(table["item"] == item) & (table["reviewer"] == reviewer) & (table["role"] == role)]
-        if not len(rows):
-            return None
-        said = readings(rows)
-        return dict(zip(said["subject"], said["value"], strict=True))
+    def values(self, reviewer: str, role: str) -> Mapping[str, dict[str, str]]:
+        """Item to what a reviewer's latest decision in a role says of each subject (see ``resolved``)."""
+        return self._values.get((reviewer, role), {})
 
-    def decisions(self, item: str) -> list[Decision]:
+    def of_item(self, item: str) -> list[Decision]:
         """All decisions on an item, straight from the store."""
         return self._store.decisions(item=item)
 

@@ -9,7 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from apps.shared.bundle_info import BundleFacts
+import numpy as np
+import streamlit as st
+
+from apps.shared.bundle_info import BundleInfo
+from apps.shared.media import as_base64
 from vitdomains.core.errors import BundleError, VitDomainsError
 
 if TYPE_CHECKING:
@@ -18,6 +22,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+METHOD_NAMES = {
+    "relevance": "relevance (attention and gradient)",
+    "gradient_rollout": "gradient rollout",
+    "rollout": "attention rollout (no class)",
+    "gradcam": "Grad-CAM",
+    "occlusion": "occlusion (slow)",
+}
 
 
 class Loading(Generic[T]):
@@ -76,21 +88,17 @@ class Loading(Generic[T]):
             ) from error
 
 
-# --------------------
-# A bundle's model behind an app: loaded once in the background, used by one thread at a time.
-
-
 class LoadedModel:
     """The predictor of a bundle. Safe to call from any thread; whoever runs the model holds ``lock``.
 
     Args:
-        facts: Of the bundle.
+        bundle: Of the bundle.
         make_reader: Gives the reader of image files; called when the model is loaded, so that nothing is imported before.
         threads: Compute threads; 0: one a physical core.
     """
 
-    def __init__(self, facts: BundleFacts, make_reader: Callable[[], Any], threads: int = 0) -> None:
-        self.facts = facts
+    def __init__(self, bundle: BundleInfo, make_reader: Callable[[], Any], threads: int = 0) -> None:
+        self.bundle = bundle
         self.lock = threading.Lock()  # capture hooks sit on the model itself: one user at a time
         self._make_reader = make_reader
         self._threads = threads
@@ -103,9 +111,9 @@ class LoadedModel:
     def _load(self) -> Predictor:
         from vitdomains.core.inference.predictor import Predictor
 
-        predictor = Predictor(self.facts.path, self._make_reader(), threads=self._threads)
-        if predictor.bundle.id != self.facts.id:
-            raise BundleError(f"{self.facts.path} was replaced while it was being read.", hint="Start the app again.")
+        predictor = Predictor(self.bundle.path, self._make_reader(), threads=self._threads)
+        if predictor.bundle.id != self.bundle.id:
+            raise BundleError(f"{self.bundle.path} was replaced while it was being read.", hint="Start the app again.")
         return predictor
 
     @property
@@ -148,3 +156,12 @@ class LoadedModel:
         with self.lock:
             images = normalise(torch.from_numpy(stored)[None].to(predictor.device), predictor.bundle.preprocess)
             return explain(predictor.model, images, method, [k])[0, 0].cpu().numpy()
+
+
+@st.cache_data(show_spinner=False)
+def colour_maps() -> dict[str, str]:
+    """Colour maps as base64 of 256 RGB triples."""
+    from vitdomains.core.explain.overlay import COLOUR_MAPS, colours
+
+    ramp = np.linspace(0, 1, 256, dtype=np.float32)[None]
+    return {name: as_base64(colours(ramp, name).tobytes()) for name in COLOUR_MAPS}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,13 +47,13 @@ class Recent:
     def keep(self, url: str, content: bytes, kind: str) -> None:
         """Keep a file of this address."""
         with self._lock:
-            kept = self._kept[self._now]
-            if url not in kept and len(kept) >= self._size:
+            current = self._kept[self._now]
+            if url not in current and len(current) >= self._size:
                 self._turn()
-                kept = self._kept[self._now]
-            if url not in kept:
-                kept.add(url)
-                self._worker.submit(self._add, content, kind, f"vitdomains-{len(kept)}").result()
+                current = self._kept[self._now]
+            if url not in current:
+                current.add(url)
+                self._worker.submit(self._add, content, kind, f"vitdomains-{len(current)}").result()
             if self._timer is None:
                 self._start()
 
@@ -102,3 +103,8 @@ def media_url(content: bytes, slot: str, kind: str = "image/png") -> str:
     url = files.add(content, kind, f"vitdomains-{slot}")
     _recent(files).keep(url, content, kind)
     return (f"/{base}" if base else "") + url
+
+
+def as_base64(content: bytes) -> str:
+    """Bytes as text."""
+    return base64.b64encode(content).decode("ascii")

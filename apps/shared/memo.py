@@ -7,17 +7,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from vitdomains.core.errors import ImageError, VitDomainsError
 
-if TYPE_CHECKING:
-    pass
-
-
 T = TypeVar("T")
-
-
 HEAT_FAILURES_KEPT = 10.0  # seconds: several times what the viewer waits before it asks again
 
 

@@ -1,22 +1,30 @@
-"""What a run of any review app works with, and the part of the side bar that is the same in all of them."""
+"""What a run of any review app works with, and the frame of its pages: one boundary for errors, the side bar, commands."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import streamlit as st
+from numpy.typing import NDArray
+from sqlalchemy.engine import make_url
 
 from apps.shared.access import Reviewer, identify, require
-from apps.shared.address import address, go
-from apps.shared.components import hold, soft
-from apps.shared.decisions import Ledger
-from apps.shared.drafts import Draft
+from apps.shared.address import address, go, settle
+from apps.shared.commands import begin, listen, perform
+from apps.shared.components import hold, icon, notice, problems, soft, style
+from apps.shared.decisions import DecisionTable
+from apps.shared.drafts import Draft, Drafts
 from vitdomains.core.review.store import ReviewStore, Role
 
-# --------------------
-# What the review apps share once a server: the store, the view of it, drafts.
+Screen = tuple[str, list[dict[str, Any]]]
+"""The item on the screen (empty: none), and what follows it, as ``listen`` takes them."""
 
 
 @st.cache_resource(show_spinner=False)
@@ -26,22 +34,26 @@ def open_store(url: str) -> ReviewStore:
 
 
 @st.cache_resource(show_spinner=False)
-def open_ledger(url: str) -> Ledger:
+def open_decisions(url: str) -> DecisionTable:
     """One view of the store a server."""
-    return Ledger(open_store(url))
+    return DecisionTable(open_store(url))
 
 
 @st.cache_resource(show_spinner=False)
-def drafts(url: str) -> dict[tuple[str, str, str], Draft]:
-    """What was begun and not saved, by (reviewer, role, item); it outlives the reload of a page."""
-    return {}
+def open_drafts(url: str) -> Drafts:
+    """What was begun and not saved: beside a store that is a file, else in the folder for temporary files."""
+    found = make_url(url)
+    if found.get_backend_name() == "sqlite" and found.database and found.database != ":memory:":
+        return Drafts(Path(f"{found.database}.drafts").absolute())
+    name = hashlib.sha256(found.render_as_string(hide_password=True).encode()).hexdigest()[:16]
+    return Drafts(Path(tempfile.gettempdir()) / f"vitdomains-drafts-{name}")
 
 
 @dataclass(frozen=True)
-class Reviewing:
+class Reviewing(ABC):
     """Who reviews, and where decisions go; an app adds what is reviewed. What the reviewer chose stands in the address.
 
-    ``title`` is the app's name, ``options`` those of its command line, with ``identity``, and ``blinded`` where it can be that.
+    ``title`` is the app's name, ``options`` those of its command line (``ReviewOptions``).
     """
 
     title: ClassVar[str]
@@ -49,7 +61,8 @@ class Reviewing:
     options: Any
     reviewer: Reviewer
     store: ReviewStore
-    ledger: Ledger
+    decisions: DecisionTable
+    drafts: Drafts
 
     @property
     def role(self) -> Role:
@@ -64,7 +77,7 @@ class Reviewing:
 
     def revealed(self, item: str) -> bool:
         """Whether the model's result may be shown: not blinded, or decided before, for who took that back has seen it."""
-        return not self.blinded or item in self.ledger.ever_read_by(self.reviewer.name, self.role)
+        return not self.blinded or item in self.decisions.ever_read_by(self.reviewer.name, self.role)
 
     def require(self, role: Role) -> None:
         """Refuse what the reviewer's roles do not allow now: a page may have been drawn before a role was taken back.
@@ -74,25 +87,133 @@ class Reviewing:
         """
         require(identify(self.store, self.options.identity, self.title), role)
 
+    @property
+    def answers(self) -> Mapping[str, dict[str, str]]:
+        """Item to what this reviewer's latest decision says: subject to class name, ``present``, ``not NAME`` and so on."""
+        return self.decisions.values(self.reviewer.name, self.role)
+
+    @abstractmethod
+    def known(self, item: str) -> bool:
+        """Whether there is such an item here."""
+
+    def words(self, item: str, values: Mapping[str, str]) -> dict[str, str]:
+        """What was saved of an item, in the words that its page offers now."""
+        return dict(values)
+
+    def draft(self, item: str) -> Draft:
+        """What this reviewer has begun to say of an item, or else said last."""
+        key = (self.reviewer.name, self.role, item)
+        draft = self.drafts.get(key, lambda: self._new_draft(item))
+        draft.shown(self.revealed(item), lambda values: self.words(item, values))
+        return draft
+
+    def _new_draft(self, item: str) -> Draft:
+        name, role = self.reviewer.name, self.role
+        made = Draft(revealed=self.revealed(item), generation=self.decisions.times(name, role, item))
+        values = self.answers.get(item)
+        if values:
+            made.answers = self.words(item, values)
+            last = [d for d in self.decisions.of_item(item) if (d.reviewer, d.role) == (name, role)][-1]
+            made.note, made.regions = last.note, [vars(region).copy() for region in last.regions]
+        return made
+
+    def forget(self, *items: str) -> None:
+        """Drop the drafts of items that were decided or taken back, and read the store again."""
+        self.decisions.refresh()
+        for item in items:
+            self.drafts.pop((self.reviewer.name, self.role, item))
+
+    def unread(
+        self, items: NDArray[np.object_], after: str = "", most: int = 1, but: Callable[[int], bool] = lambda n: False
+    ) -> list[str]:
+        """The next of some items that this reviewer has not decided on, from one on and around; empty where all are.
+
+        Who has assignments goes through those; other readers go through all, adjudicators through what readers disagree on.
+
+        Args:
+            items: In order.
+            after: Where to begin, behind it.
+            most: How many.
+            but: Which are left out, by place.
+        """
+        read = self.decisions.read_by(self.reviewer.name, self.role)
+        mine = self.decisions.assigned_to(self.reviewer.name, self.role)
+        wanted = mine or (self.decisions.in_disagreement() if self.role == "adjudicator" else None)
+        at = next((n + 1 for n in np.flatnonzero(items == after).tolist()), 0)
+        next_: list[str] = []
+        # One by one from here: the next is nearly always the first that is looked at, however long the list.
+        for n in (*range(at, len(items)), *range(at)):
+            item = str(items[n])
+            if (
+                item in read
+                or item == after
+                or (wanted is not None and item not in wanted)
+                or (but is not None and but(n))
+            ):
+                continue
+            next_.append(item)
+            if len(next_) == most:
+                break
+        return next_
+
+
+def connect(options: Any, title: str) -> tuple[Any, Reviewer, ReviewStore, DecisionTable, Drafts]:
+    """What the first five fields of a session hold.
+
+    Raises:
+        VitDomainsError: The store cannot be opened, or nobody knows who is at the other end.
+    """
+    store = open_store(options.store)
+    reviewer = identify(store, options.identity, title)
+    decisions = open_decisions(options.store)
+    decisions.refresh()
+    return options, reviewer, store, decisions, open_drafts(options.store)
+
+
+def run_page(
+    title: str,
+    shapes: str,
+    sentence: str,
+    open_session: Callable[[], Any],
+    draw: Callable[[Any], Screen],
+    side: Callable[[Any], None],
+) -> None:
+    """One run of an app's page.
+
+    Args:
+        title: Of the app.
+        shapes: Of its icon.
+        sentence: The notice that every page shows.
+        open_session: Gives the session.
+        draw: Draws the page that the address names, for who holds a role; returns what ``listen`` takes.
+        side: Draws the side bar.
+    """
+    address()  # before anything is drawn: a run that is cut short must have heard of the way back
+    st.set_page_config(title, page_icon=icon(shapes), layout="wide", initial_sidebar_state="collapsed")
+    style()
+    notice(sentence)
+    with problems():
+        session = open_session()
+        if session.reviewer.roles:
+            perform(session)
+        settle()
+        begin()
+        with st.sidebar:
+            side(session)
+        if not session.reviewer.roles:
+            st.warning("You are known and hold no role yet. Ask an admin to grant you one (page Team).")
+            return
+        screen: Screen = "", []
+        with problems():
+            screen = draw(session)
+        listen(session, *screen)
+
 
 def answered(draft: Draft, subject: str, key: str) -> None:
-    """Callback of the widget of this key, by which a subject is answered."""
+    """Callback of the widget of this key, by which a subject is answered; what was answered is in focus."""
     draft.answer(subject, st.session_state[key])
+    go(heat=subject)
     go()
-
-
-def finish_then(item: str) -> None:
-    """Callback of the key that saves and goes on: done by the page's ``finish``, when all callbacks of a request have run.
-
-    Streamlit runs those of keys in quick succession in one run, and not in the order of the keys: an answer may come after it.
-    """
-    st.session_state["finishing"] = item
-    go()
-
-
-def finishing() -> str:
-    """The item to save and to go on from; empty for none. Asked once."""
-    return str(st.session_state.pop("finishing", ""))
 
 
 def about(session: Reviewing, facts: Sequence[str]) -> None:

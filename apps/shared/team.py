@@ -1,18 +1,68 @@
-"""Parts of the team pages that all review apps share: agreement of readers, assignments, roles, the check of the store."""
+"""The team page that the review apps share: agreement of readers, export, assignments, roles, the check of the store."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pandas as pd
 import streamlit as st
 
+from apps.shared.actions import leave
+from apps.shared.address import say
+from apps.shared.commands import command
 from apps.shared.components import empty, label, plain, problems, soft
 from apps.shared.session import Reviewing
 from vitdomains.core.review.agreement import agreement, disagreements, readings
 from vitdomains.core.review.store import Assignment, Role, deal
 
+OFFERED = 100
+"""How many items the form offers to deal out."""
 ROLES: tuple[Role, ...] = ("reader", "adjudicator", "admin")
+
+
+def team_page(
+    session: Reviewing,
+    home: str,
+    subject: str,
+    things: str,
+    export: Callable[[], None],
+    visible: Callable[[], Sequence[str]],
+) -> None:
+    """What is done is open to all with a role; what others said and who may do what, to adjudicators and admins.
+
+    Args:
+        session: Of the page.
+        home: Name of the first page.
+        subject: Heading of what is judged, such as ``Finding``.
+        things: What is read, in the plural, such as ``films``.
+        export: Draws what can be exported, for who is not blinded.
+        visible: Items in sight of the filters, in order.
+    """
+    command(st, home, "to-list", leave, key="Esc", width="content")
+    if session.reviewer.roles & {"adjudicator", "admin"}:
+        agreement_part(session, subject, things)
+        st.subheader("Export", anchor=False)
+        if session.blinded:
+            soft(
+                "Blinded: what is exported says what the model says. It is here for who decides as adjudicator, or not blinded."
+            )
+        elif not session.decisions.last:
+            empty("Nothing to export.", "The first saved decision will be here.")
+        else:
+            export()
+    else:
+        soft(
+            "What others said, and how far readers agree, is shown to adjudicators and admins: readers stay independent."
+        )
+    if "admin" in session.reviewer.roles:
+        admin_parts(session, visible(), things)
+
+
+def admin_parts(session: Reviewing, items: Sequence[str], things: str) -> None:
+    """What admins do: deal out work, grant roles, check the store."""
+    assignments_part(session, items, things)
+    roles_part(session)
+    check_part(session)
 
 
 def agreement_part(session: Reviewing, subject: str, things: str, *, blinded_choice: bool = True) -> None:
@@ -26,7 +76,7 @@ def agreement_part(session: Reviewing, subject: str, things: str, *, blinded_cho
     """
     st.subheader("Agreement", anchor=False)
     blinded = st.toggle("blinded decisions alone", key="agreement-blinded") if blinded_choice else False
-    read = readings(session.ledger.table, blinded_only=blinded)
+    read = readings(session.decisions.table, blinded_only=blinded)
     found = agreement(read)
     if not found:
         empty("No decision yet.", f"Agreement is shown once two readers have read the same {things}.")
@@ -56,14 +106,13 @@ def agreement_part(session: Reviewing, subject: str, things: str, *, blinded_cho
     )
 
 
-def assignments_part(session: Reviewing, sight: Sequence[str], things: str, most: int) -> None:
+def assignments_part(session: Reviewing, items: Sequence[str], things: str) -> None:
     """Who reads what, and the forms that deal it out: to readers, and to an adjudicator what readers disagree on.
 
     Args:
         session: Of the page.
-        sight: Items in sight of the filters, in order; the first of them are dealt out.
+        items: Items in sight of the filters, in order; the first of them are dealt out.
         things: What is read, in the plural, such as ``films``.
-        most: How many the form offers to deal out.
     """
     st.subheader("Assignments", anchor=False)
     roles, name = session.store.roles(), session.reviewer.name
@@ -72,16 +121,16 @@ def assignments_part(session: Reviewing, sight: Sequence[str], things: str, most
         readers = st.multiselect("Readers", known, key="assign-readers", accept_new_options=session.reviewer.local)
         left, middle, right = st.columns(3)
         each = left.number_input(f"Readers for each of the {things}", 1, 5, 2, key="assign-each")
-        count = middle.number_input(f"How many {things}, the first in sight", 1, max(1, len(sight)),
-                                    max(1, min(most, len(sight))), key="assign-count")  # fmt: skip
+        count = middle.number_input(f"How many {things}, the first in sight", 1, max(1, len(items)),
+                                    max(1, min(OFFERED, len(items))), key="assign-count")  # fmt: skip
         seed = right.number_input("Seed of the draw", 0, 10**6, 0, key="assign-seed")
         if st.form_submit_button("Deal out"):
             with problems():
                 session.require("admin")
-                dealt = deal(sight[: int(count)], readers, int(each), int(seed))
+                dealt = deal(items[: int(count)], readers, int(each), int(seed))
                 session.store.assign(dealt, name)
                 st.success(plain(f"{len(dealt)} readings dealt out to {', '.join(readers)}."))
-    waiting = sorted(session.ledger.in_disagreement())
+    waiting = sorted(session.decisions.in_disagreement())
     judges = sorted({who for who, held in roles.items() if "adjudicator" in held} | {name})
     place, button = st.columns([2, 1], vertical_alignment="bottom")
     judge = place.selectbox("Adjudicator", judges, key="assign-judge")
@@ -96,7 +145,7 @@ def assignments_part(session: Reviewing, sight: Sequence[str], things: str, most
     if len(held):
         counts = held.groupby(["reviewer", "role"]).size().rename(things).reset_index()
         pairs = zip(counts["reviewer"], counts["role"], strict=True)
-        done = [len(session.ledger.read_by(*pair) & session.ledger.assigned_to(*pair)) for pair in pairs]
+        done = [len(session.decisions.read_by(*pair) & session.decisions.assigned_to(*pair)) for pair in pairs]
         st.dataframe(counts.assign(done=done), hide_index=True)
 
 
@@ -112,6 +161,8 @@ def roles_part(session: Reviewing) -> None:
             with problems():
                 session.require("admin")
                 session.store.grant(who.strip(), what, session.reviewer.name, active=give != "take back")
+                say(f"{who.strip()}: {what} {'taken back' if give == 'take back' else 'granted'}.")
+                st.rerun()  # the forms above know it at once
     granted = session.store.roles()
     if granted:
         rows = [(name, ", ".join(sorted(held))) for name, held in sorted(granted.items())]

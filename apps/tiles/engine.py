@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from apps.shared.bundle_info import BundleFacts
+from apps.shared.bundle_info import BundleInfo
 from apps.shared.loading import LoadedModel
 from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
-from apps.tiles.options import TileOptions
 from apps.viewer import Picture, heat_picture
 from vitdomains.core.geo.read.http import is_remote
 from vitdomains.core.geo.read.scene_paths import BESIDE, files_of, find_input
 from vitdomains.satellite.sensors import catalogue_names
+
+if TYPE_CHECKING:
+    from apps.tiles.session import TileOptions
 
 HEATS_KEPT = 600
 Extent = tuple[int, int, int, int]
@@ -28,15 +30,15 @@ class TileEngine:
     """Heat maps of the tiles of a scene. Safe to call from any thread; the model is loaded in the background.
 
     Args:
-        facts: Of the bundle.
+        bundle: Of the bundle.
         options: What the app was told of the scene.
         path: The scene, as it can be read here.
     """
 
-    def __init__(self, facts: BundleFacts, options: TileOptions, path: str) -> None:
-        self.facts, self.path = facts, path
+    def __init__(self, bundle: BundleInfo, options: TileOptions, path: str) -> None:
+        self.bundle, self.path = bundle, path
         self._options = options
-        self._model = LoadedModel(facts, _picture_reader, options.threads)
+        self._model = LoadedModel(bundle, _picture_reader, options.threads)
         self._heats = Memo(HEATS_KEPT, 1, "heat", HEAT_FAILURES_KEPT)
 
     def start(self) -> None:

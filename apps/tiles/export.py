@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tempfile
 import zipfile
 from pathlib import Path
@@ -47,7 +46,7 @@ def reviewed_tiles(session: TileSession, rule: Rule = "unanimous", *, only_revie
         by ``|``; ``unsure`` where nothing holds; empty where nobody has said anything), ``settled``, ``reviewers``,
         ``reviewed_at`` and ``notes``.
     """
-    decisions, table = session.ledger.table, session.tiles.table
+    decisions, table = session.decisions.table, session.tiles.table
     decisions = decisions[decisions["item"].isin(set(table["item"]))]
     settled = consensus(readings(decisions), rule)
     by_item = settled.groupby("item", sort=False)
@@ -56,8 +55,8 @@ def reviewed_tiles(session: TileSession, rule: Rule = "unanimous", *, only_revie
     else:
         words = settled.assign(word=np.where(settled["value"] == "present", settled["subject"], ""))
         review = words.groupby("item")["word"].agg(lambda names: "|".join(filter(None, names)))
-    said = decisions[decisions["item"].isin(set(settled["item"]))]
-    last = said.drop_duplicates(["item", "reviewer", "role"], keep="last").groupby("item")
+    standing = decisions[decisions["item"].isin(set(settled["item"]))]
+    last = standing.drop_duplicates(["item", "reviewer", "role"], keep="last").groupby("item")
     out = table.assign(
         review=table["item"].map(review).fillna("").astype("str"),
         settled=table["item"].map(by_item["settled"].all()).eq(True),
@@ -68,28 +67,27 @@ def reviewed_tiles(session: TileSession, rule: Rule = "unanimous", *, only_revie
     return out[out["reviewers"] != ""].reset_index(drop=True) if only_reviewed else out
 
 
-def as_file(session: TileSession, table: pd.DataFrame, ending: str) -> bytes:
-    """The table as a file's bytes, by its ending (``FORMATS``): polygons in the scene's CRS, GeoJSON in longitude and latitude.
+def write_table(session: TileSession, table: pd.DataFrame, target: Path) -> None:
+    """Write the table, by the ending of its name (``FORMATS``): polygons in the scene's CRS, GeoJSON in longitude and latitude.
 
     Raises:
         ConfigError: A format with polygons, and the scene has no CRS.
     """
-    if ending == ".csv":
-        safe = table.assign(**{c: table[c].map(_no_formula) for c in ("notes", "reviewers", "review")})
-        return str(safe.to_csv(index=False)).encode()
-    info = session.ground.scene.info
+    if target.suffix == ".csv":
+        table.assign(**{c: table[c].map(_no_formula) for c in ("notes", "reviewers", "review")}).to_csv(
+            target, index=False
+        )
+        return
+    info = session.context.scene.info
     if info.crs is None:
         raise ConfigError("The scene has no CRS, so its tiles have no place on the earth.", hint="Export CSV.")
     frame = geopandas.GeoDataFrame(table, geometry=polygons(table, info.transform), crs=info.crs.to_wkt())
-    with tempfile.TemporaryDirectory(prefix="vitdomains-tiles-") as folder:
-        target = Path(folder) / f"reviewed{ending}"
-        if ending == ".parquet":
-            frame.to_parquet(target, index=False, write_covering_bbox=True, schema_version="1.1.0")
-        elif ending == ".geojson":
-            frame.to_crs("OGC:CRS84").to_file(target, driver="GeoJSON", engine="pyogrio", RFC7946="YES")
-        else:
-            frame.to_file(target, layer="reviewed", driver="GPKG", engine="pyogrio")
-        return target.read_bytes()
+    if target.suffix == ".parquet":
+        frame.to_parquet(target, index=False, write_covering_bbox=True, schema_version="1.1.0")
+    elif target.suffix == ".geojson":
+        frame.to_crs("OGC:CRS84").to_file(target, driver="GeoJSON", engine="pyogrio", RFC7946="YES")
+    else:
+        frame.to_file(target, layer="reviewed", driver="GPKG", engine="pyogrio")
 
 
 def _no_formula(text: str) -> str:
@@ -121,30 +119,30 @@ def settled_manifest(session: TileSession, rule: Rule = "unanimous") -> Manifest
     return training_manifest(session.store, base, dict(zip(table["tile_id"], table["item"], strict=True)), rule=rule)
 
 
-def training_set(session: TileSession, rule: Rule = "unanimous") -> bytes:
-    """A ZIP of ``manifest.csv`` and a GeoTIFF for each settled tile, as ``tile`` writes them: ``train`` takes it unpacked.
+def training_set(session: TileSession, target: Path, rule: Rule = "unanimous") -> None:
+    """Write a ZIP of ``manifest.csv`` and a GeoTIFF for each settled tile, as ``tile`` writes them: ``train`` takes it unpacked.
+
+    One tile is in memory at a time.
 
     Raises:
         ManifestError: No tile was reviewed.
         ImageError: The scene cannot be read.
     """
     made = settled_manifest(session, rule)
-    buffer = io.BytesIO()
-    with tempfile.TemporaryDirectory(prefix="vitdomains-tiles-") as name, zipfile.ZipFile(buffer, "w") as archive:
+    with tempfile.TemporaryDirectory(prefix="vitdomains-tiles-") as name, zipfile.ZipFile(target, "w") as archive:
         folder = Path(name)
         rows = made.table
         paths = [str(folder / "tiles" / f"{tile}.tif") for tile in rows["id"]]
         moved = Manifest(rows.assign(path=paths), made.classes, made.name)
-        archive.writestr("manifest.csv", write_manifest(moved, folder / "manifest.csv").read_bytes())
+        archive.write(write_manifest(moved, folder / "manifest.csv"), "manifest.csv")
         windows = rows[["col", "row", "width", "height"]].itertuples(index=False, name=None)
         for tile, window in zip(rows["id"], windows, strict=True):
             archive.writestr(f"tiles/{tile}.tif", tile_file(session, tuple(map(int, window))))
-    return buffer.getvalue()
 
 
 def tile_file(session: TileSession, window: tuple[int, ...]) -> bytes:
     """A window of the scene as a GeoTIFF, in its own numbers and all its bands."""
-    scene = session.ground.scene
+    scene = session.context.scene
     info, asked = scene.info, session.options
     col, row, width, height = window
     files = files_of(scene.path)

@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apps.shared.address import address
+from apps.shared.filter_row import fraction
 from apps.tiles.session import TileSession
 from vitdomains.core.review.agreement import UNSURE
 from vitdomains.core.review.export import SUBJECT
@@ -80,22 +81,14 @@ class TileFilters:
         return cls(
             status=status,
             name=name if name in session.tiles.classes else "",
-            low=_number(q.get("low", ""), 0.0),
-            high=_number(q.get("high", ""), 1.0),
-            margin=_number(q.get("margin", ""), 1.0),
-            entropy=_number(q.get("entropy", ""), 0.0),
+            low=fraction("low", 0.0),
+            high=fraction("high", 1.0),
+            margin=fraction("margin", 1.0),
+            entropy=fraction("entropy", 0.0),
             sort=sort,
             search=search,
             area=area,
         )
-
-
-def _number(text: str, default: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        return default
-    return min(1.0, max(0.0, value)) if math.isfinite(value) else default
 
 
 def points_of(text: str) -> Points:
@@ -144,19 +137,19 @@ def member(session: TileSession, items: frozenset[str] | set[str]) -> NDArray[np
     return found
 
 
-def in_sight(session: TileSession, filters: TileFilters) -> NDArray[np.int64]:
+def visible(session: TileSession, filters: TileFilters) -> NDArray[np.int64]:
     """Rows of the tiles that pass the filters, in order."""
     tiles, table = session.tiles, session.tiles.table
     keep = ~tiles.labelled if filters.status == "nodata" else tiles.labelled.copy()
     if filters.status in ("read", "unread", "mine"):
-        read = member(session, session.ledger.read_by(session.reviewer.name, session.role))
+        read = member(session, session.decisions.read_by(session.reviewer.name, session.role))
         keep &= read if filters.status == "read" else ~read
         if filters.status == "mine":
-            keep &= member(session, session.ledger.assigned_to(session.reviewer.name, session.role))
+            keep &= member(session, session.decisions.assigned_to(session.reviewer.name, session.role))
     elif filters.status == "queue":
         keep &= tiles.queued < len(tiles)
     elif filters.status == "disagreement":
-        keep &= member(session, session.ledger.in_disagreement())
+        keep &= member(session, session.decisions.in_disagreement())
     chosen = table["probability"].to_numpy(np.float32)
     if filters.name:
         k = tiles.classes.index(filters.name)
@@ -190,7 +183,7 @@ def _inside(points: NDArray[np.float64], area: Points) -> NDArray[np.bool_]:
 
 def next_tile(session: TileSession, after: str, step: int = 1) -> str:
     """The tile before or after one, in sight and in order; empty at the end."""
-    rows = in_sight(session, TileFilters.from_address(session))
+    rows = visible(session, TileFilters.from_address(session))
     at = _where(session, rows, after)
     if at is None:
         return str(session.tiles.table["item"].iloc[rows[0]]) if len(rows) and step > 0 else ""
@@ -198,25 +191,17 @@ def next_tile(session: TileSession, after: str, step: int = 1) -> str:
 
 
 def next_unread(session: TileSession, after: str = "") -> str:
-    """The next tile in sight that this reviewer has not decided on, from one on and around; empty where all are.
+    """The next tile in sight that this reviewer has not decided on, from one on and around; empty where all are."""
+    found = waiting(session, after)
+    return found[0] if found else ""
 
-    Who has assignments goes through those; other reviewers go through all, adjudicators through what reviewers disagree on.
-    """
+
+def waiting(session: TileSession, after: str = "", most: int = 1) -> list[str]:
+    """The next tiles of ``next_unread``, ``most`` of them."""
     filters = TileFilters.from_address(session)
     if filters.status in ("read", "nodata"):
         filters = replace(filters, status="all")
-    rows = in_sight(session, filters)
-    at = _where(session, rows, after)
-    rows = np.roll(rows, -(at + 1)) if at is not None else rows
-    open_ = ~member(session, session.ledger.read_by(session.reviewer.name, session.role))
-    mine = session.ledger.assigned_to(session.reviewer.name, session.role)
-    wanted = mine or (session.ledger.in_disagreement() if session.role == "adjudicator" else frozenset())
-    if wanted or session.role == "adjudicator":
-        open_ &= member(session, wanted)
-    if after in session.tiles.position:
-        open_[session.tiles.position[after]] = False
-    waiting = rows[open_[rows]]
-    return str(session.tiles.table["item"].iloc[waiting[0]]) if len(waiting) else ""
+    return session.unread(session.tiles.items[visible(session, filters)], after, most)
 
 
 def _where(session: TileSession, rows: NDArray[np.int64], item: str) -> int | None:
@@ -228,7 +213,7 @@ def _where(session: TileSession, rows: NDArray[np.int64], item: str) -> int | No
 def review_words(session: TileSession) -> NDArray[np.int8]:
     """[N] what this reviewer says of each tile, as an index into ``REVIEW_COLOURS``."""
     words = np.full(len(session.tiles), len(REVIEW_COLOURS) - 1, np.int8)
-    for item, values in session.said().items():
+    for item, values in session.answers.items():
         row = session.row(item)
         if row is None:
             continue
@@ -264,8 +249,7 @@ def paint(session: TileSession, rows: NDArray[np.int64], colouring: str) -> NDAr
 def listed(session: TileSession, rows: NDArray[np.int64]) -> pd.DataFrame:
     """What the list shows of these tiles."""
     table = session.tiles.table.iloc[rows]
-    said = session.said()
-    mine = [_short(said.get(item, {}), session) for item in table["item"]]
+    mine = [_short(session.answers.get(item, {}), session) for item in table["item"]]
     shown = {
         "Tile": table["tile_id"].str.removeprefix(str(table["scene"].iloc[0]) + "_").to_numpy() if len(table) else []
     }

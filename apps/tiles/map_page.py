@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import math
 from html import escape
-from typing import Any
 
 import numpy as np
 import streamlit as st
 from numpy.typing import NDArray
 
-from apps.row_list import row_list
+from apps.row_list import page_of, pager, row_list
+from apps.shared.actions import leave, open_item, undo
 from apps.shared.address import address, choose, go
-from apps.shared.components import empty, hold, label, show_problem, soft
+from apps.shared.commands import command
+from apps.shared.components import empty, hold, label, show_failure
+from apps.shared.filter_row import clear, pick, search, slide, slide_range
 from apps.tiles import actions
 from apps.tiles.filters import (
     REVIEW_COLOURS,
     TileFilters,
     colourings,
-    in_sight,
     listed,
     member,
     next_unread,
     sort_choices,
     status_choices,
+    visible,
 )
 from apps.tiles.map_pane import look_choices, map_pane
 from apps.tiles.session import TileSession
 
 PAGE = 100
 LEGEND_ROWS = 45
-_IN_ADDRESS = ("status", "class", "low", "high", "margin", "entropy", "sort", "search", "area", "page")
 
 
 def map_page(session: TileSession) -> None:
@@ -38,15 +38,13 @@ def map_page(session: TileSession) -> None:
     with st.container():  # a place of its own: what comes and goes in it moves nothing else
         if st.session_state.pop("finished", False):
             st.success("All tiles in sight are reviewed.")
-        problem = st.session_state.pop("problem", None)
-        if problem is not None:
-            show_problem(problem)
-        if not session.ground.own_model:
+        show_failure()
+        if not session.context.own_model:
             st.warning(
                 "The tiles were labelled by another bundle than the one given: heat maps are those of this bundle."
             )
     filters = _filters(session)
-    rows = in_sight(session, filters)
+    rows = visible(session, filters)
     colouring = _ways(session, filters, rows)
     left, right = st.columns([1.8, 1], gap="small")
     with left:
@@ -70,60 +68,29 @@ def _nothing(session: TileSession, filters: TileFilters) -> None:
 
 
 def _filters(session: TileSession) -> TileFilters:
-    """The filter row. The address leads: a change is written there first, and each widget shows what stands there."""
     now = TileFilters.from_address(session)
     row = st.columns([1.6, 1.5, 1.3, 1, 1, 1.7, 1.2, 0.75], vertical_alignment="bottom")
-    statuses, sorts = status_choices(session), sort_choices(session)
-    names = {"": "any class"} | {c: label(c) for c in session.tiles.classes}
-
-    def pick(place: Any, title: str, name: str, options: dict[str, str], current: str) -> None:
-        hold(f"filter:{name}", current)
-        place.selectbox(
-            title, list(options), format_func=options.__getitem__, key=f"filter:{name}", on_change=_take, args=(name,)
-        )
-
-    def slide(place: Any, title: str, name: str, current: Any, help_: str) -> None:
-        hold(f"filter:{name}", current)
-        place.slider(title, 0.0, 1.0, step=0.01, key=f"filter:{name}", on_change=_take, args=(name,), help=help_)
-
-    pick(row[0], "Status", "status", statuses, now.status)
+    pick(row[0], "Status", "status", status_choices(session), now.status, "all")
     if not session.blinded:
-        pick(row[1], "Class", "class", names, now.name)
-        slide(row[2], "Probability", "p", (now.low, max(now.low, now.high)), "Of the chosen class, else of the label")
-        slide(row[3], "Margin up to", "margin", now.margin, "Lead of the most probable class over the second")
-        slide(
-            row[4], "Entropy from", "entropy", now.entropy, "As a share of the highest possible: 1 is knowing nothing"
-        )
-    pick(row[5], "Order", "sort", sorts, now.sort)
-    hold("filter:search", now.search)
-    row[6].text_input("Tile", key="filter:search", placeholder="part of its id", on_change=_take, args=("search",))
-    row[7].button("Clear", key="clear", on_click=_clear, width="stretch", help="Take all filters and the area back")
+        pick(row[1], "Class", "class", {"": "any class"} | {c: label(c) for c in session.tiles.classes}, now.name)
+        slide_range(row[2], "Probability", now.low, now.high, "Of the chosen class, else of the label")
+        slide(row[3], "Margin up to", "margin", now.margin, 1.0, "Lead of the most probable class over the second")
+        slide(row[4], "Entropy from", "entropy", now.entropy, 0.0,
+              "As a share of the highest possible: 1 is knowing nothing")  # fmt: skip
+    pick(row[5], "Order", "sort", sort_choices(session), now.sort, "listed")
+    search(row[6], "Tile", "part of its id", now.search)
+    clear(row[7], "status", "class", "low", "high", "margin", "entropy", "sort", "search", "area")
     return now
-
-
-def _take(name: str) -> None:
-    """A filter was changed: write it into the address, and begin at the first page."""
-    value = st.session_state[f"filter:{name}"]
-    if name == "p":
-        go(low="" if value[0] == 0.0 else str(value[0]), high="" if value[1] == 1.0 else str(value[1]))
-    else:
-        text = str(value).strip()
-        defaults = {"status": "all", "sort": "listed", "margin": "1.0", "entropy": "0.0"}
-        go(**{name: "" if text == defaults.get(name, "") else text})  # defaults need no place in the address
-    go(page="")
-
-
-def _clear() -> None:
-    go(**dict.fromkeys(_IN_ADDRESS, ""))
 
 
 def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -> str:
     """The row over the map: next, counts, what is shown, acceptance in bulk, undo. Returns the colouring."""
     row = st.columns([1.35, 1.9, 1.4, 1.9, 1.3, 1.25, 0.85], vertical_alignment="bottom")
     following = next_unread(session)
-    row[0].button("Next to review", key="start", type="primary", shortcut="N", width="stretch", disabled=not following,
-                  on_click=go, kwargs={"item": following, "heat": ""})  # fmt: skip
-    read = member(session, session.ledger.read_by(session.reviewer.name, session.role))
+    command(
+        row[0], "Next to review", "start", open_item, "", following, key="N", type="primary", disabled=not following
+    )
+    read = member(session, session.decisions.read_by(session.reviewer.name, session.role))
     area = ", within the area drawn" if filters.area else ""
     row[1].markdown(
         f":small[**{len(rows):,}** of {len(session.tiles):,} tiles in sight{area}, **{read.sum():,}** reviewed by you]"
@@ -140,29 +107,26 @@ def _ways(session: TileSession, filters: TileFilters, rows: NDArray[np.int64]) -
             f"**{len(open_):,}** tiles in sight are not reviewed by you. Narrow them by class, probability or area first; each "
             "becomes a decision of its own that agrees with the model, and can be undone."
         )
-        st.button(f"Agree with the model on {len(open_):,} tiles", key="bulk", type="primary",
-                  on_click=actions.accept_all, args=(session, open_))  # fmt: skip
-    row[6].button("Undo", key="undo", shortcut="Z", width="stretch", on_click=actions.undo, args=(session,),
-                  help="Take your last decision back, or the last in bulk: a new row, nothing is erased")  # fmt: skip
+        command(st, f"Agree with the model on {len(open_):,} tiles", "bulk", actions.accept_all, "", open_, type="primary",
+                disabled=session.blinded)  # fmt: skip
+    command(
+        row[6],
+        "Undo",
+        "undo",
+        undo,
+        key="Z",
+        help="Take your last decision back, or the last in bulk: a new row, nothing is erased",
+    )
     return str(st.session_state["colour"])
 
 
 def _list(session: TileSession, rows: NDArray[np.int64]) -> None:
     """One page of tiles; a row opens its tile."""
-    pages = math.ceil(len(rows) / PAGE)
-    text = address().get("page", "1")
-    page = min(pages, max(1, int(text) if text.isdecimal() else 1))
+    page, pages = page_of(len(rows), PAGE)
     part = rows[(page - 1) * PAGE : page * PAGE]
-    shown = listed(session, part)
-    items = session.tiles.table["item"].iloc[part].tolist()
-    row_list(shown, items, lambda item: go(item=item, heat=""), key="tiles", label="Tiles in sight", height=285)
-    back, where, forth = st.columns([1, 1.2, 1], vertical_alignment="center")
-    back.button("Previous", key="page-back", disabled=page == 1, on_click=go, kwargs={"page": str(page - 1)},
-                shortcut="PageUp", width="stretch")  # fmt: skip
-    with where:
-        soft(f"page {page:,} of {pages:,}")
-    forth.button("Next", key="page-forth", disabled=page == pages, on_click=go, kwargs={"page": str(page + 1)},
-                 shortcut="PageDown", width="stretch")  # fmt: skip
+    row_list(listed(session, part), session.tiles.items[part].tolist(), lambda item: go(item=item, heat=""), key="tiles",
+             label="Tiles in sight", height=285)  # fmt: skip
+    pager(page, pages)
 
 
 def _legend(session: TileSession, rows: NDArray[np.int64], colouring: str) -> str:
@@ -206,4 +170,4 @@ def no_tile(session: TileSession) -> None:
         "There is no such tile.",
         f"It is not in {session.options.tiles} for this scene. Was the scene mapped with other tiles? Go back to the map.",
     )
-    st.button("Map", on_click=go, kwargs={"item": ""}, key="to-map", shortcut="Esc")
+    command(st, "Map", "to-map", leave, key="Esc", width="content")

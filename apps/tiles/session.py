@@ -1,20 +1,25 @@
-"""What a run of the satellite app works with: shared resources, made once a server, and the state of this reviewer's page."""
+"""What a run of the satellite app works with: its command line, shared resources, made once a server, and the reviewer's page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 import streamlit as st
 
-from apps.shared.bundle_info import BundleFacts, read_facts
-from apps.shared.drafts import VERDICTS, Draft, words_of
+from apps.shared.bundle_info import BundleInfo, read_bundle_info
+from apps.shared.drafts import VERDICTS, words_of
+from apps.shared.options import ReviewOptions, check_paths, review_parser, shared_options
 from apps.shared.session import Reviewing
 from apps.tiles.engine import TileEngine, scene_path
-from apps.tiles.options import TileOptions
 from apps.tiles.scene_image import SceneImage
 from apps.tiles.tile_list import TileList, read_tiles
-from vitdomains.core.review.agreement import readings
+from vitdomains.core.errors import ConfigError
+from vitdomains.core.geo.map.tiles_table import read_as
+from vitdomains.core.geo.read.http import is_remote
+from vitdomains.core.geo.read.scene_paths import files_of
 from vitdomains.core.review.export import SUBJECT
 
 TITLE = "Satellite tile review"
@@ -22,11 +27,70 @@ NOTICE = "Research use only: labels of a model, not a survey. Check them before 
 DOMAINS = ("satellite", "zeroshot")
 
 
+ASKED = ("sensor", "bands", "baseline", "resolution", "crs", "asset")
+USAGE = "streamlit run apps/satellite_review.py -- --bundle B --tiles landcover.parquet --scene scene.tif"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileOptions(ReviewOptions):
+    """The command line, checked. ``sensor`` to ``crs`` and ``asset`` say of the scene what ``map`` was told of it.
+
+    What is not given of these is taken from the table of tiles, into which ``map`` wrote it.
+    """
+
+    bundle: Path
+    tiles: Path
+    scene: str
+    queue: Path | None
+    sensor: str
+    bands: str
+    baseline: str
+    resolution: float | None
+    crs: str | None
+    asset: str = ""
+
+
+def parse_tile_options(argv: Sequence[str]) -> TileOptions:
+    """Read the command line.
+
+    Raises:
+        ConfigError: A word is not known, or a file is not there.
+    """
+    parser = review_parser("satellite_review.py", "Review the labels of a scene's tiles.", USAGE)
+    add = parser.add_argument
+    add("--bundle", required=True, help="folder that train or zeroshot label wrote")
+    add("--tiles", required=True, help="table of tiles that map wrote (.parquet or .csv)")
+    add("--scene", required=True, help="what was mapped: a raster, an http(s) address of a COG, a STAC item")
+    add("--asset", default="", help="as for map: key of the asset of a STAC item")
+    add("--queue", default="", help="what to look at first: the file that queue wrote (.parquet or .csv)")
+    add("--sensor", default="", help="as for map: what the numbers of the scene mean, where the bundle names none")
+    add("--bands", default="", help="as for map: where the file does not name its bands: B4=3,B3=2,B2=1")
+    add("--baseline", default="", help="as for map: processing baseline of Sentinel-2")
+    add("--resolution", type=float, default=0.0, help="as for map: metres a pixel; 0: as map read it")
+    add("--crs", default="", help="as for map: the CRS in which the scene was read")
+    args = parser.parse_args([*argv])
+    check_paths(args, ["bundle", "tiles", *(["queue"] if args.queue else [])], USAGE)
+    for file in files_of(args.scene):
+        if not is_remote(file) and not Path(file).exists():
+            raise ConfigError(f"--scene {file} does not exist.", hint=f"Check the path. An example: {USAGE}")
+    for name in ("tiles", "queue"):
+        given = getattr(args, name)
+        if given and Path(given).suffix.lower() not in (".parquet", ".csv"):
+            raise ConfigError(f"--{name} {given} is no table.", hint="Give the .parquet or .csv that was written.")
+    recorded = read_as(Path(args.tiles))
+    sensor, bands, baseline, resolution, crs, asset = (getattr(args, name) or recorded.get(name, "") for name in ASKED)
+    return TileOptions(
+        bundle=Path(args.bundle), tiles=Path(args.tiles), scene=args.scene, queue=Path(args.queue) if args.queue else None,
+        sensor=sensor, bands=bands, baseline=baseline, resolution=float(resolution) if resolution else None, crs=crs or None,
+        asset=asset, **shared_options(args),
+    )  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Ground:
+class SceneContext:
     """The scene, its tiles and the model, shared by all who review them."""
 
-    facts: BundleFacts
+    bundle: BundleInfo
     scene: SceneImage
     tiles: TileList
     engine: TileEngine
@@ -35,34 +99,21 @@ class Ground:
 
 
 @st.cache_resource(show_spinner="reading the table of tiles")
-def open_ground(options: TileOptions) -> Ground:
+def open_scene_context(options: TileOptions) -> SceneContext:
     """Read tiles and scene once a server; the model is loaded in the background.
 
     Raises:
         VitDomainsError: Bundle, tiles or scene cannot be read, or do not fit each other.
     """
-    facts = read_facts(options.bundle, DOMAINS, ("singlelabel", "multilabel"))
-    words = tuple(word.strip() for word in options.bands.split(",") if word.strip()) or facts.bands
-    sensor = options.sensor or facts.sensor
+    bundle = read_bundle_info(options.bundle, DOMAINS, ("singlelabel", "multilabel"))
+    words = tuple(word.strip() for word in options.bands.split(",") if word.strip()) or bundle.bands
+    sensor = options.sensor or bundle.sensor
     path = scene_path(options.scene, options.asset, sensor, words)
     scene = SceneImage(path, options.resolution, options.crs, sensor, words)
-    tiles = read_tiles(options.tiles, path, scene.info, facts, options.queue)
-    engine = TileEngine(facts, options, path)
+    tiles = read_tiles(options.tiles, path, scene.info, bundle, options.queue)
+    engine = TileEngine(bundle, options, path)
     engine.start()
-    return Ground(facts, scene, tiles, engine, set(tiles.table["model_id"].dropna()) <= {facts.id})
-
-
-@dataclass
-class Said:
-    """What one reviewer's latest decisions say, by item and subject; brought up to date by the rows added since."""
-
-    seq: int = 0
-    values: dict[str, dict[str, str]] = field(default_factory=dict)
-
-
-@st.cache_resource(show_spinner=False)
-def _said(url: str, reviewer: str, role: str) -> Said:
-    return Said()
+    return SceneContext(bundle, scene, tiles, engine, set(tiles.table["model_id"].dropna()) <= {bundle.id})
 
 
 @dataclass(frozen=True)
@@ -71,19 +122,17 @@ class TileSession(Reviewing):
 
     title: ClassVar = TITLE
 
-    options: TileOptions
-    ground: Ground
-    drafts: dict[tuple[str, str, str], Draft]
+    context: SceneContext
 
     @property
-    def facts(self) -> BundleFacts:
+    def bundle(self) -> BundleInfo:
         """The bundle."""
-        return self.ground.facts
+        return self.context.bundle
 
     @property
     def tiles(self) -> TileList:
         """The tiles."""
-        return self.ground.tiles
+        return self.context.tiles
 
     @property
     def single(self) -> bool:
@@ -107,39 +156,16 @@ class TileSession(Reviewing):
         """``calls``, as far as this reviewer may see them now."""
         return self.calls(row) if self.revealed(str(self.tiles.table["item"].iat[row])) else {}
 
-    def said(self) -> dict[str, dict[str, str]]:
-        """Item to what this reviewer's latest decision says: subject to class name, ``present``, ``not NAME`` and so on."""
-        kept = _said(self.options.store, self.reviewer.name, self.role)
-        table = self.ledger.table
-        last = int(table["seq"].iloc[-1]) if len(table) else 0
-        if last != kept.seq:
-            fresh = table[table["seq"].to_numpy() > kept.seq]
-            fresh = fresh[(fresh["reviewer"] == self.reviewer.name) & (fresh["role"] == self.role)]
-            for item in fresh["item"]:
-                kept.values.pop(item, None)  # where the row takes an earlier one back, nothing comes in its place
-            said = readings(fresh)
-            for item, subject, value in said[["item", "subject", "value"]].itertuples(index=False, name=None):
-                kept.values.setdefault(item, {})[subject] = value
-            kept.seq = last
-        return kept.values
+    def known(self, item: str) -> bool:
+        """Whether there is such a tile."""
+        return item in self.tiles.position
 
-    def draft(self, item: str, row: int) -> Draft:
-        """What this reviewer has begun to say of a tile, or else said last."""
-        key = (self.reviewer.name, self.role, item)
-        if key not in self.drafts:
-            known = self.said().get(item, {})
-            words = tile_words(known, self.calls(row), single=self.single)
-            made = Draft(answers=words, revealed=self.revealed(item))
-            if known:
-                last = [d for d in self.ledger.decisions(item) if (d.reviewer, d.role) == key[:2]][-1]
-                made.note = last.note
-            self.drafts[key] = made
-        draft = self.drafts[key]
-        draft.shown(self.revealed(item), lambda said: tile_words(said, self.calls(row), single=self.single))
-        return draft
+    def words(self, item: str, values: Mapping[str, str]) -> dict[str, str]:
+        """What was saved of a tile, in the words that its page offers."""
+        return tile_words(values, self.calls(self.tiles.position[item]), single=self.single)
 
 
-def tile_words(values: dict[str, str], calls: dict[str, str], *, single: bool) -> dict[str, str]:
+def tile_words(values: Mapping[str, str], calls: dict[str, str], *, single: bool) -> dict[str, str]:
     """What was saved, in the words that the page offers: agree, disagree, unsure or the class that it is."""
     if not single:
         return words_of(values, calls, revealed=True)
@@ -151,8 +177,3 @@ def tile_words(values: dict[str, str], calls: dict[str, str], *, single: bool) -
         else:
             words[subject] = "disagree" if call and value == f"not {call}" else value
     return words
-
-
-def row_facts(session: TileSession, row: int) -> dict[str, Any]:
-    """The row of the table as a dictionary."""
-    return {str(k): v for k, v in session.tiles.table.iloc[row].items()}

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from apps.shared.bundle_info import BundleFacts
+from apps.shared.bundle_info import BundleInfo
 from vitdomains.core.data.tables import require_columns
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.outputs import Labels, class_colours
@@ -45,6 +45,11 @@ class TileList:
 
     def __len__(self) -> int:
         return len(self.table)
+
+    @cached_property
+    def items(self) -> NDArray[np.object_]:
+        """[N] name of each tile in the store."""
+        return self.table["item"].to_numpy(dtype=object)
 
     @cached_property
     def position(self) -> dict[str, int]:
@@ -98,14 +103,14 @@ class TileList:
         return dict(zip(self.classes, map(float, self.probabilities[row]), strict=True))
 
 
-def read_tiles(tiles: Path, scene: str, info: RasterInfo, facts: BundleFacts, queue: Path | None = None) -> TileList:
+def read_tiles(tiles: Path, scene: str, info: RasterInfo, bundle: BundleInfo, queue: Path | None = None) -> TileList:
     """The tiles that lie on a scene.
 
     Args:
         tiles: What ``map`` wrote.
         scene: Path or address of the raster, as ``scene_path`` has it.
         info: Of the raster, on the grid on which it was mapped.
-        facts: Of the bundle.
+        bundle: Of the bundle.
         queue: What ``queue`` wrote.
 
     Raises:
@@ -113,9 +118,9 @@ def read_tiles(tiles: Path, scene: str, info: RasterInfo, facts: BundleFacts, qu
     """
     table = _read(tiles)
     classes = classes_of([str(c) for c in table.columns])
-    if set(classes) != set(facts.classes):
+    if set(classes) != set(bundle.classes):
         raise ManifestError(
-            f"{tiles} has the classes {', '.join(classes) or 'none'}; the bundle has {', '.join(facts.classes)}.",
+            f"{tiles} has the classes {', '.join(classes) or 'none'}; the bundle has {', '.join(bundle.classes)}.",
             hint="Give the bundle with which the tiles were mapped.",
         )
     table = _of_scene(table, scene, tiles)
@@ -124,14 +129,14 @@ def read_tiles(tiles: Path, scene: str, info: RasterInfo, facts: BundleFacts, qu
     table = table.assign(**text, item=_items(table, scene, info)).reset_index(drop=True)
     if not table["tile_id"].is_unique:
         raise ManifestError(f"{tiles} names a tile twice.", hint="Write it again with map.")
-    kind = facts.task_kind
-    p = table[[f"prob:{c}" for c in facts.classes]].to_numpy(np.float32)
+    kind = bundle.task_kind
+    p = table[[f"prob:{c}" for c in bundle.classes]].to_numpy(np.float32)
     if kind == "multilabel":
-        called = p >= np.asarray(facts.thresholds, np.float32)
+        called = p >= np.asarray(bundle.thresholds, np.float32)
     else:
-        called = table["label"].to_numpy(dtype=object)[:, None] == np.asarray(facts.classes, dtype=object)
+        called = table["label"].to_numpy(dtype=object)[:, None] == np.asarray(bundle.classes, dtype=object)
     return TileList(
-        table, facts.classes, kind, np.asarray(called, np.bool_), _queued(table, queue), str(table["path"].iloc[0])
+        table, bundle.classes, kind, np.asarray(called, np.bool_), _queued(table, queue), str(table["path"].iloc[0])
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from html import escape
 from typing import Any
@@ -10,19 +9,25 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
+from apps.shared.actions import leave, undo
 from apps.shared.address import address, choose, go
-from apps.shared.components import hold, label, plain, problems, show_problem, soft
+from apps.shared.commands import ask, command, note
+from apps.shared.components import hold, label, plain, problems, show_failure, soft, spoken
 from apps.shared.drafts import Draft, options_of
-from apps.shared.heat_choices import METHOD_NAMES
-from apps.shared.session import answered, finish_then
+from apps.shared.loading import METHOD_NAMES
+from apps.shared.session import answered
 from apps.tiles import actions
-from apps.tiles.filters import TileFilters, colourings, in_sight
+from apps.tiles.filters import TileFilters, colourings, visible, waiting
 from apps.tiles.map_page import no_tile
 from apps.tiles.map_pane import look_choices, map_pane
 from apps.tiles.session import TileSession
 from vitdomains.core.review.export import SUBJECT
 
 PANEL_HEIGHT = 300
+AHEAD, PICTURES_AHEAD = (
+    12,
+    3,
+)  # tiles that the browser can go on to by itself, and those whose sharp picture it has by then
 CAUTION = (
     "A heat map shows where the score is sensitive, not why, and not where a class ends. Such maps can stay the same when the "
     "model's weights are made random (Adebayo et al. 2018, arXiv:1810.03292)."
@@ -30,23 +35,25 @@ CAUTION = (
 WORDS = {"agree": "Agree", "disagree": "Disagree", "unsure": "Unsure", "present": "Present", "absent": "Absent"}
 
 
-def tile_page(session: TileSession, item: str) -> None:
-    """The tile with its surroundings to the left, classes and answers to the right."""
+def tile_page(session: TileSession, item: str) -> list[dict[str, Any]]:
+    """The tile with its surroundings to the left, classes and answers to the right. Returns the tiles that follow."""
     row = session.row(item)
     if row is None:
         no_tile(session)
-        return
-    draft = session.draft(item, row)
+        return []
+    draft = session.draft(item)
     draft.touch()
     name = actions.focus(session, row)
-    rows = in_sight(session, TileFilters.from_address(session))
+    rows = visible(session, TileFilters.from_address(session))
+    ahead = _ahead(session, item) if actions.advances(session, item) else []
     _header(session, item, row, rows)
     left, right = st.columns([1.75, 1], gap="small")
     with left:
         method = _choices(session, item, name)
         with st.container():
             colouring = next(iter(colourings(session)))
-            map_pane(session, rows, colouring, 248, item, name if session.tiles.labelled[row] else "", method)
+            shown = name if session.tiles.labelled[row] else ""
+            map_pane(session, rows, colouring, 248, item, shown, method, [x["item"] for x in ahead[:PICTURES_AHEAD]])
         soft(CAUTION)
     with right:
         _answers(session, item, row, draft, name)
@@ -54,17 +61,29 @@ def tile_page(session: TileSession, item: str) -> None:
         _history(session, item)
         _place(session, row)
         _keys(session)
+    return ahead
+
+
+def _ahead(session: TileSession, item: str) -> list[dict[str, Any]]:
+    """The tiles that follow, as the browser shows them before the page does: keys in rhythm wait for no server."""
+    found = []
+    for following in waiting(session, item, AHEAD):
+        row = session.tiles.position[following]
+        call = session.seen_calls(row).get(SUBJECT, "")
+        p = session.tiles.table["probability"].iat[row]
+        text = f"{label(call)} {p:.2f}" if call else "no label"
+        found.append({"item": following, "seen": session.draft(following).seen, "focus": session.tiles.extents[row].tolist(),
+                      "text": f"tile {session.tiles.table['tile_id'].iat[row]}, model: {text}"})  # fmt: skip
+    return found
 
 
 def _header(session: TileSession, item: str, row: int, rows: Any) -> None:
     found = np.flatnonzero(rows == row)
     where = f"{found[0] + 1:,} of {len(rows):,} in sight" if len(found) else "not in sight of the filters"
     to_map, back, title, forth = st.columns([1, 1, 5.4, 1], vertical_alignment="center")
-    to_map.button("Map", on_click=go, kwargs={"item": "", "heat": ""}, key="to-map", shortcut="Esc", width="stretch")
-    back.button("Previous", on_click=actions.step, args=(session, item, -1), key="previous", shortcut="Left",
-                width="stretch")  # fmt: skip
-    forth.button("Following", on_click=actions.step, args=(session, item, 1), key="following", shortcut="Right",
-                 width="stretch")  # fmt: skip
+    command(to_map, "Map", "to-map", leave, item, key="Esc")
+    command(back, "Previous", "previous", actions.step, item, -1, key="Left")
+    command(forth, "Following", "following", actions.step, item, 1, key="Right")
     tile = session.tiles.table.iloc[row]
     number = session.tiles.queued[row] + 1
     queued = f"number {number} of the queue" if number <= len(session.tiles) and not session.blinded else ""
@@ -80,7 +99,7 @@ def _choices(session: TileSession, item: str, name: str) -> str:
             soft("blinded: the model is shown when you have decided")
         return ""
     with problems():
-        known = session.ground.engine.methods()
+        known = session.context.engine.methods()
         named = address().get("method", known[0])
         hold("method", named if named in known else known[0])
         return str(
@@ -97,25 +116,34 @@ def _answers(session: TileSession, item: str, row: int, draft: Draft, name: str)
     if revealed:
         _verdict_line(session, row)
     shown = min(len(session.tiles.classes), actions.KEYED + 1) if session.single else len(session.tiles.classes)
-    with st.container(height=min(PANEL_HEIGHT, 42 * shown + 34), border=True, gap="small"):
+    with st.container(height=min(PANEL_HEIGHT, 42 * shown + 34), border=True, gap="small", key="findings"):
         if session.single:
             _classes(session, item, row, draft, name)
         else:
             _findings(session, item, row, draft, name)
-    _focus_buttons(session, item, row, draft)
-    hold(f"note:{item[:16]}", draft.note)
-    st.text_area("Note", key=f"note:{item[:16]}", height=68, max_chars=10_000, label_visibility="collapsed", placeholder="Note",
-                 on_change=lambda: draft.write(st.session_state[f"note:{item[:16]}"]))  # fmt: skip
-    take_back, agree, go_on = st.columns([0.7, 1.3, 1.3])
-    take_back.button("Undo", key="undo", shortcut="Z", width="stretch", on_click=actions.undo, args=(session,),
-                     help="Take your last decision back: a new row, nothing is erased")  # fmt: skip
-    agree.button("Agree and next", key="agree-next", shortcut="Shift+A", width="stretch", disabled=not session.seen_calls(row),
-                 on_click=actions.agree_and_next, args=(session, item))  # fmt: skip
-    go_on.button("Save and next" if revealed else "Save, show the model", key="finish", type="primary", shortcut="N",
-                 width="stretch", on_click=finish_then, args=(item,))  # fmt: skip
-    problem = st.session_state.pop("problem", None)
-    if problem is not None:
-        show_problem(problem)
+    _focus_buttons(session, item, row, draft, name)
+    note(session, item, draft)
+    with st.container(key="decide"):
+        goes_on = actions.advances(session, item)
+        take_back, agree, go_on = st.columns([0.7, 1.3, 1.3])
+        command(
+            take_back,
+            "Undo",
+            "undo",
+            undo,
+            item,
+            key="Z",
+            help="Take your last decision back: a new row, nothing is erased",
+        )
+        command(agree, "Agree and next", "agree-next", actions.agree_and_next, item, key="Shift+A", decides=True,
+                advances=goes_on, disabled=not session.seen_calls(row))  # fmt: skip
+        command(go_on, "Save and next" if revealed else "Save, show the model", "finish", actions.finish, item, key="N",
+                decides=True, advances=goes_on, type="primary")  # fmt: skip
+    if session.single and revealed:
+        hold("advance", address().get("advance") != "0")
+        st.toggle("Go on after one answer", key="advance",
+                  on_change=lambda: go(advance="" if st.session_state["advance"] else "0"))  # fmt: skip
+    show_failure()
     if session.role == "adjudicator":
         _others(session, item)
 
@@ -141,9 +169,8 @@ def _classes(session: TileSession, item: str, row: int, draft: Draft, name: str)
     said = call if word == "agree" else word
     for number, c in enumerate(order[: actions.KEYED], start=1):
         button, bar = st.columns([1, 1], vertical_alignment="center")
-        button.button(label(c), key=f"class-{number}", shortcut=str(number), width="stretch",
-                      type="primary" if c == said else "secondary",
-                      on_click=actions.choose_class, args=(session, item, c))  # fmt: skip
+        command(button, label(c), f"class-{number}", actions.choose_class, item, number, key=str(number), decides=True,
+                advances=actions.advances(session, item), type="primary" if c == said else "secondary")  # fmt: skip
         bar.html(_bar(session, c, p[c], now=c == name, called=c == call))
     rest = order[actions.KEYED :]
     if rest:
@@ -151,7 +178,13 @@ def _classes(session: TileSession, item: str, row: int, draft: Draft, name: str)
         st.selectbox("Another class", rest, index=rest.index(said) if said in rest else None, key=key,
                      label_visibility="collapsed", placeholder=f"Another of {len(session.tiles.classes)} classes",
                      format_func=lambda c: label(c) + (f"  {p[c]:.2f}" if p[c] == p[c] else ""),
-                     on_change=actions.choose_other, args=(session, item, key))  # fmt: skip
+                     on_change=_choose_other, args=(item, key))  # fmt: skip
+
+
+def _choose_other(item: str, key: str) -> None:
+    """A class without a key was chosen from the list."""
+    if st.session_state[key]:
+        ask("class-other", actions.choose_named, item, st.session_state[key])
 
 
 def _findings(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
@@ -181,7 +214,7 @@ def _bar(session: TileSession, name: str, probability: float, *, now: bool, call
         number, width = "", 0.0
     else:
         number, width = f"{probability:.2f}" + (" <b>called</b>" if called else ""), 100 * probability
-    threshold = "" if session.single else f'<b style="left:{100 * session.facts.thresholds[k]:.0f}%"></b>'
+    threshold = "" if session.single else f'<b style="left:{100 * session.bundle.thresholds[k]:.0f}%"></b>'
     current = ' aria-current="true"' if now else ""
     return (
         f'<div class="vd-finding{" now" if now else ""}"{current}>{escape(title)}<div class="vd-soft">{number}</div>'
@@ -189,45 +222,42 @@ def _bar(session: TileSession, name: str, probability: float, *, now: bool, call
     )
 
 
-def _focus_buttons(session: TileSession, item: str, row: int, draft: Draft) -> None:
-    subject = actions.subject_in_focus(session, row)
+def _focus_buttons(session: TileSession, item: str, row: int, draft: Draft, name: str) -> None:
+    subject = SUBJECT if session.single else name
     call, chosen = session.seen_calls(row).get(subject, ""), draft.answers.get(subject, "")
     words = options_of(call, revealed=True)
     up, down, *three = st.columns([0.55, 0.55, 1, 1.1, 1], gap="small")
-    up.button("▲", key="up", shortcut="Up", on_click=actions.move_focus, args=(session, row, -1), width="stretch",
-              help="Heat map of the class above")  # fmt: skip
-    down.button("▼", key="down", shortcut="Down", on_click=actions.move_focus, args=(session, row, 1), width="stretch",
-                help="Heat map of the class below")  # fmt: skip
+    command(up, "▲", "up", actions.move_focus, item, -1, key="Up", help="Heat map of the class above")
+    command(down, "▼", "down", actions.move_focus, item, 1, key="Down", help="Heat map of the class below")
     for which, (place, word, key) in enumerate(zip(three, words, "ADU", strict=True)):
-        impossible = session.single and word in (
-            "present",
-            "absent",
-        )  # nothing was called: there is nothing to agree with
-        place.button(WORDS["agree" if impossible and which == 0 else "disagree" if impossible else word], key=f"say-{which}",
-                     shortcut=key, disabled=impossible, type="primary" if word == chosen else "secondary", width="stretch",
-                     on_click=actions.answer_now, args=(session, item, which))  # fmt: skip
+        # Where nothing was called there is nothing to agree with.
+        impossible = session.single and word in ("present", "absent")
+        command(place, WORDS["agree" if impossible and which == 0 else "disagree" if impossible else word], f"say-{which}",
+                actions.answer_now, item, which, key=key, decides=True, advances=actions.advances(session, item),
+                disabled=impossible, type="primary" if word == chosen else "secondary")  # fmt: skip
 
 
 def _others(session: TileSession, item: str) -> None:
     """What the readers said, to an adjudicator alone: readers stay independent."""
-    for reader in session.ledger.standing(item).readers:
-        said = session.ledger.values(item, reader, "reader") or {}
-        st.caption(plain(f"{reader}: " + ", ".join(f"{label(s)} {v}" if s != SUBJECT else v for s, v in said.items())))
+    for reader in session.decisions.standing(item).readers:
+        answers = session.decisions.values(reader, "reader").get(item, {})
+        st.caption(
+            plain(f"{reader}: " + ", ".join(f"{label(s)} {v}" if s != SUBJECT else v for s, v in answers.items()))
+        )
 
 
 def _history(session: TileSession, item: str) -> None:
     """This reviewer's own decisions on the tile."""
-    mine = [d for d in session.ledger.decisions(item) if d.reviewer == session.reviewer.name]
+    mine = [d for d in session.decisions.of_item(item) if d.reviewer == session.reviewer.name]
     if not mine:
         soft("You have not decided on this tile yet.")
     for d in reversed(mine):
-        said = {name: a.label or a.verdict for name, a in d.answers.items()}
-        soft(f"{d.role}, {d.seconds:.0f} s: {json.dumps(said) if said else 'taken back'} {d.note}")
+        soft(f"{d.role}, {d.seconds:.0f} s: {spoken(d)} {d.note}")
 
 
 def _place(session: TileSession, row: int) -> None:
     col, top, width, height = (int(v) for v in session.tiles.extents[row])
-    info = session.ground.scene.info
+    info = session.context.scene.info
     x, y = info.transform @ (col + width / 2, top + height / 2)
     ground = f", centre at {x:,.6g}, {y:,.7g} in {info.crs}" if info.crs else ""
     soft(f"Pixels {col} to {col + width} across, {top} to {top + height} down, {width} x {height}{ground}.")

@@ -7,7 +7,6 @@ over it) happens in the browser. What the reader marks comes back as one trigger
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from apps.shared.components import web_component
-from apps.shared.media import media_url
+from apps.shared.media import as_base64, media_url
 
 film_viewer = web_component("film_viewer", Path(__file__).parent, "viewer.html", "viewer.css", "film.js", "viewer.js")
 
@@ -94,8 +93,3 @@ def encode_png(grey: NDArray[np.uint8]) -> bytes:
     if not done:
         raise ValueError(f"a picture of shape {grey.shape} cannot be encoded")
     return data.tobytes()
-
-
-def as_base64(content: bytes) -> str:
-    """Bytes as text."""
-    return base64.b64encode(content).decode("ascii")

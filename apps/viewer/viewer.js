@@ -1,10 +1,11 @@
 // Viewer: one or two panes over films, tools, keys, marks. Talks to the app by one trigger, `act`.
 
 const LAYOUTS = ["overlay", "side", "prior"];
+const FAINT = 0.3;
 const PREFIX = "vitdomains:";
 const TYPING = "input:not([type='checkbox'], [type='radio']), textarea, select, [contenteditable='true'], [role='textbox'], [role='combobox'], [role='slider'], [role='grid']";
-const keep = (key, value) => { try { sessionStorage.setItem(PREFIX + key, JSON.stringify(value)); } catch { /* private mode: nothing is kept */ } };
-const kept = (key) => { try { return JSON.parse(sessionStorage.getItem(PREFIX + key)); } catch { return null; } };
+const keep = (key, value) => { try { (key === "settings" ? localStorage : sessionStorage).setItem(PREFIX + key, JSON.stringify(value)); } catch { /* private mode: nothing is kept */ } };
+const kept = (key) => { try { return JSON.parse((key === "settings" ? localStorage : sessionStorage).getItem(PREFIX + key)); } catch { return null; } };
 
 class Viewer {
   constructor(root) {
@@ -22,6 +23,9 @@ class Viewer {
     this.listen();
   }
 
+  // "With the prior" is kept for the next film that has one.
+  get layout() { return this.settings.layout === "prior" && !this.data.prior ? "overlay" : this.settings.layout; }
+
   $(selector) { return this.root.querySelector(selector); }
 
   dispose() { this.off.abort(); this.watcher.disconnect(); clearTimeout(this.timer); }
@@ -32,7 +36,6 @@ class Viewer {
     this.$("[data-heatbar]").hidden = !!data.blinded;
     this.offer("[data-colours]", Object.keys(data.colourMaps).map((name) => [name, name]), this.settings.colours);
     this.$('[data-layout] [value="prior"]').disabled = !data.prior;
-    if (!data.prior && this.settings.layout === "prior") this.settings.layout = "overlay";
     this.regions = data.regions.map((r) => ({ ...r }));
     if (this.item !== data.item) this.open(data);
     if ((this.priorUrl ?? null) !== (data.prior?.url ?? null)) this.openPrior(data);
@@ -134,8 +137,9 @@ class Viewer {
     this.$("[data-colours]").value = s.colours;
     this.$("[data-contour]").checked = s.contour;
     this.$("[data-level]").value = s.level;
-    this.$("[data-layout]").value = s.layout;
-    this.canvases[1].hidden = s.layout === "overlay" || this.data.blinded && s.layout === "side";
+    this.$("[data-full]").checked = !!s.full;
+    this.$("[data-layout]").value = this.layout;
+    this.canvases[1].hidden = this.layout === "overlay" || this.data.blinded && this.layout === "side";
     if (w && w.preset !== undefined && this.active === 0) this.$("[data-preset]").value = w.preset;
     const scale = new OffscreenCanvas(96, 1), ramp = new ImageData(96, 1), colours = this.colours();
     for (let i = 0; i < 96; i++) { const v = Math.round((i / 95) * 255) * 3; ramp.data.set([colours[v], colours[v + 1], colours[v + 2], 255], 4 * i); }
@@ -199,9 +203,9 @@ class Viewer {
     return { m: m.scaleSelf(v.mirrored ? -scale : scale, scale).translateSelf(-v.x * film.width, -v.y * film.height), scale };
   }
 
-  filmOf(pane) { return pane === 1 && this.settings.layout === "prior" ? this.films[1] : this.films[0]; }
+  filmOf(pane) { return pane === 1 && this.layout === "prior" ? this.films[1] : this.films[0]; }
 
-  windowOf(pane) { return pane === 1 && this.settings.layout === "prior" ? 1 : 0; }
+  windowOf(pane) { return pane === 1 && this.layout === "prior" ? 1 : 0; }
 
   draw() {
     if (this.asked) return;
@@ -221,19 +225,21 @@ class Viewer {
       if (!film || !w || !h) continue;
       const prior = this.windowOf(pane) === 1, { m, scale } = this.matrix(pane, film);
       this.paintFilm(context, film, this.windows[prior ? 1 : 0], this.cached[pane], m, scale, w, h);
-      const warm = this.settings.layout !== "side" || pane === 1;
+      const warm = this.layout !== "side" || pane === 1;
       if (this.heat && !prior && warm && this.settings.heat && !this.data.blinded) this.paintHeat(context, film, m, scale);
       if (!prior) this.paintRegions(context, m, scale, density);
-      if (this.data.labels?.[prior ? 1 : 0] && this.settings.layout === "prior") this.caption(context, this.data.labels[prior ? 1 : 0], density);
+      if (this.data.labels?.[prior ? 1 : 0] && this.layout === "prior") this.caption(context, this.data.labels[prior ? 1 : 0], density);
       if (this.byKeys && pane === this.active) this.paintCross(context, w, h, density);
     }
     const film = this.films[0], v = this.windows[this.active] ?? this.windows[0];
     if (!film || !v) return;
     const { scale } = this.matrix(0, film);
     const waiting = this.data.heat?.pending && !this.data.blinded ? "   heat map: being computed" : "";
+    const faint = this.data.faint && this.heat && !this.settings.full && this.settings.heat && !this.data.blinded ? "   below the threshold: heat map faint" : "";
     const warning = this.data.heat?.error && this.settings.heat ? `   ${this.data.heat.error}` : "";
     const window_ = v.table ? "table of the file" : `W ${Math.round(v.width)}  C ${Math.round(v.centre)}`;
-    this.say(`${window_}${v.inverted ? "  inverted" : ""}   ${Math.round((100 * scale) / density)} %   ${film.width} x ${film.height}${waiting}${warning}`);
+    this.say(`${window_}${v.inverted ? "  inverted" : ""}   ${Math.round((100 * scale) / density)} %   ${film.width} x ${film.height}${waiting}${faint}${warning}`);
+    this.mark("faint", String(!!faint));
     this.mark("window", v.table ? "table" : `${v.centre}/${v.width}`);
     this.mark("painted", this.item);
   }
@@ -263,8 +269,9 @@ class Viewer {
 
   paintHeat(context, film, m, scale) {
     const s = this.settings, heat = this.heat, [x, y, width, height] = heat.rect;
-    const key = `${s.opacity}/${s.colours}`;
-    if (heat.pictureKey !== key) { heat.picture_ = heat.picture(this.colours(), (s.opacity / 100)); heat.pictureKey = key; }
+    // Every map is stretched to its own maximum: of what the model does not call it is faint, or it would look like a finding.
+    const opacity = (this.data.faint && !s.full ? FAINT : 1) * (s.opacity / 100), key = `${opacity}/${s.colours}`;
+    if (heat.pictureKey !== key) { heat.picture_ = heat.picture(this.colours(), opacity); heat.pictureKey = key; }
     context.save();
     context.setTransform(m);
     context.beginPath();
@@ -356,6 +363,7 @@ class Viewer {
     on(this.$("[data-layout]"), "change", (e) => this.change({ layout: e.target.value }));
     on(this.$("[data-opacity]"), "input", (e) => this.change({ opacity: Number(e.target.value) }));
     on(this.$("[data-colours]"), "change", (e) => this.change({ colours: e.target.value }));
+    on(this.$("[data-full]"), "change", (e) => this.change({ full: e.target.checked }));
     on(this.$("[data-contour]"), "change", (e) => this.change({ contour: e.target.checked }));
     on(this.$("[data-level]"), "change", (e) => this.change({ level: Math.min(50, Math.max(1, Number(e.target.value) || 10)), contour: true }));
     // Who chose with the mouse goes on with the keys of the film; who chose with the keys stays where they are.
@@ -452,7 +460,7 @@ class Viewer {
     if (!this.films[0] || e.ctrlKey || e.metaKey || e.altKey || (from instanceof Element && from.closest(TYPING))) return;
     if (document.querySelector('[role="dialog"]')) return;
     const commands = { i: "invert", r: "rotate", l: "back", h: "flip", "=": "fit", f: "full", m: "heat" };
-    const tools = { w: "window", z: "zoom", p: "pan", b: "box", k: "point" };
+    const tools = { w: "window", c: "zoom", g: "pan", b: "box", k: "point" };
     const view = this.windows[this.active], step = (this.films[this.active] ?? this.films[0]).span / 40;
     const shifts = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     const onFilm = this.canvases.includes(from);
@@ -473,7 +481,7 @@ class Viewer {
       this.move({ x: Math.min(1, Math.max(0, this.view.x + (b.x - a.x) / film.width)), y: Math.min(1, Math.max(0, this.view.y + (b.y - a.y) / film.height)) });
     } else if (e.key === "s") {
       const offered = LAYOUTS.filter((name) => name !== "prior" || this.data.prior);
-      this.change({ layout: offered[(offered.indexOf(this.settings.layout) + 1) % offered.length] });
+      this.change({ layout: offered[(offered.indexOf(this.layout) + 1) % offered.length] });
     } else if (e.key === "Enter" && onFilm && (this.settings.tool === "box" || this.settings.tool === "point")) { this.byKeys = true; this.markHere(); }
     else if ((e.key === "Delete" || e.key === "Backspace") && this.regions.length && onFilm) this.setRegions(this.regions.slice(0, -1));
     else if (e.key === "Escape" && (this.corner || this.byKeys)) { this.corner = null; this.byKeys = false; this.draw(); }

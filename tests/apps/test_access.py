@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from apps.films.worklist import Worklist
 from tests.apps.conftest import SCRIPT, App, Listen
 from tests.apps.rows import lists
-from tests.apps.test_cxr_review import click, texts
+from tests.apps.test_cxr_review import click, finish, texts
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_decisions_carry_the_name_of_the_login(
     send(X_User="bob")
     app.store.grant("bob", "reader", by="root")
     page = opened(item=worklist.table["item"].iloc[0])
-    click(click(page, "say-0"), "finish")
+    finish(click(page, "say-0"))
     assert [d.reviewer for d in app.store.decisions()] == ["bob"]
 
 

@@ -18,10 +18,10 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from apps.films.engine import Engine
-from apps.films.options import parse_options
+from apps.films.session import parse_options
 from apps.films.worklist import Worklist, uncertainty
-from apps.shared.bundle_info import read_facts
-from apps.shared.decisions import Ledger
+from apps.shared.bundle_info import read_bundle_info
+from apps.shared.decisions import DecisionTable
 from apps.shared.drafts import Draft, decision_of, options_of, words_of
 from apps.shared.memo import Memo
 from apps.viewer import film_picture, heat_picture
@@ -38,7 +38,7 @@ from vitdomains.cxr.film.film import read_image
 
 @pytest.fixture(scope="module")
 def engine(run: SmallRun) -> Engine:
-    made = Engine(read_facts(run.bundle, "cxr"), threads=1)
+    made = Engine(read_bundle_info(run.bundle, "cxr"), threads=1)
     made.start()
     return made
 
@@ -76,8 +76,8 @@ def test_only_what_changed_is_read_again(
 ) -> None:
     first = listed(studies, tmp_path / "cache", engine).table
     seen: list[str] = []
-    prepared = engine.prepared
-    monkeypatch.setattr(engine, "prepared", lambda path: (seen.append(path), prepared(path))[1])
+    checked = engine.checked
+    monkeypatch.setattr(engine, "checked", lambda path: (seen.append(path), checked(path))[1])
     again = listed(studies, tmp_path / "cache", engine).table
     assert seen == [] and again.equals(first)
     files = sorted(studies.iterdir())
@@ -177,23 +177,23 @@ def test_a_model_that_cannot_be_loaded_is_an_error_of_ours(run: SmallRun, tmp_pa
     bundle = tmp_path / "bundle"
     shutil.copytree(run.bundle, bundle)
     (bundle / "model.safetensors").write_bytes(b"not what was hashed")
-    broken = Engine(read_facts(bundle, "cxr"))
+    broken = Engine(read_bundle_info(bundle, "cxr"))
     with pytest.raises(VitDomainsError, match="sha256"):
         _ = broken.predictor
     assert not broken.ready
 
 
 def test_facts_of_a_bundle(run: SmallRun, tmp_path: Path) -> None:
-    facts = read_facts(run.bundle, "cxr")
+    facts = read_bundle_info(run.bundle, "cxr")
     assert facts.classes == FINDINGS and len(facts.id) == 16
     assert facts.calls({"Cardiomegaly": 1.0, "Effusion": 0.0, "Nodule": float("nan")}) == {
         "Cardiomegaly": "present",
         "Effusion": "absent",
     }
     with pytest.raises(BundleError, match="bundle of cxr"):
-        read_facts(run.bundle, "satellite")
+        read_bundle_info(run.bundle, "satellite")
     with pytest.raises(BundleError, match="no bundle"):
-        read_facts(tmp_path, "cxr")
+        read_bundle_info(tmp_path, "cxr")
 
 
 def test_deep_films_travel_as_two_planes(tmp_path: Path) -> None:
@@ -278,40 +278,39 @@ def _going() -> None:
 
 
 def test_what_a_callback_asks_for_is_done_though_the_run_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut = iter([True])
+    from_dict, cut = type(st.query_params).from_dict, iter([True])
 
-    def toast(text: str, _real: Any = st.toast) -> None:
+    def told(params: Any, given: Any) -> None:
         if next(cut, False):
             st.stop()  # as a rerun that another act of the reader asks for: here, in the middle of settle
-        _real(text)
+        from_dict(params, given)
 
-    monkeypatch.setattr(st, "toast", toast)
+    monkeypatch.setattr(type(st.query_params), "from_dict", told)
     page = AppTest.from_function(_going)
     page.query_params["heat"] = "Mass"
     page.run().button[0].click().run()
-    assert not page.text and not page.toast
+    assert not page.text
     page.run()
-    assert [t.value for t in page.text] == ["item 2"] and [t.value for t in page.toast] == ["moved"]
+    assert [t.value for t in page.text] == ["item 2"]
+    assert [m["text"] for m in page.session_state["messages"]] == ["moved"]
     assert page.query_params == {"item": "2", "group": ["a", "b"]}
-    page.run()
-    assert not page.toast
     del page.query_params["item"]  # a request that left the browser before it heard
     page.query_params["group"] = "c"
     page.button[1].click().run()
     assert page.query_params == {"item": "2", "group": ["a", "b"], "heat": "Edema"}
 
 
-def test_the_ledger_keeps_up_with_the_store(tmp_path: Path) -> None:
+def test_the_decisions_keep_up_with_the_store(tmp_path: Path) -> None:
     store = ReviewStore(f"sqlite:///{tmp_path / 'r.db'}")
-    ledger = Ledger(store)
-    assert ledger.refresh() == 0 and ledger.values("1", "ann", "reader") is None and len(ledger.table) == 0
+    decisions = DecisionTable(store)
+    assert decisions.refresh() == 0 and not decisions.values("ann", "reader") and len(decisions.table) == 0
     for reviewer, verdict in (("ann", "agree"), ("bob", "disagree")):
         store.add(Decision("1", "b", reviewer, {"Mass": Answer(verdict)}, calls={"Mass": "present"}))  # type: ignore[arg-type]
-        ledger.refresh()
-    assert ledger.standing("1").disagreement and ledger.standing("1").readers == ("ann", "bob")
-    assert ledger.values("1", "bob", "reader") == {"Mass": "absent"} and ledger.read_by("bob") == {"1"}
+        decisions.refresh()
+    assert decisions.standing("1").disagreement and decisions.standing("1").readers == ("ann", "bob")
+    assert decisions.values("bob", "reader")["1"] == {"Mass": "absent"} and decisions.read_by("bob") == {"1"}
     store.add(Decision("1", "b", "bob", {"Mass": Answer("agree")}, calls={"Mass": "present"}))
-    assert ledger.refresh() == 3 and not ledger.standing("1").disagreement
+    assert decisions.refresh() == 3 and not decisions.standing("1").disagreement
 
 
 def test_options(run: SmallRun) -> None:

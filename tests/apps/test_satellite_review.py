@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import time
 import zipfile
@@ -20,7 +19,7 @@ from rasterio.io import MemoryFile
 from rasterio.windows import Window
 
 from tests.apps.rows import listed
-from tests.apps.test_cxr_review import click, texts
+from tests.apps.test_cxr_review import click, send, texts
 from tests.satellite.scenes.test_map import one_file_a_band, write_scene, write_tiny_bundle
 from tests.satellite.tile_files import write_raster
 from tests.small_map import CLASSES, SmallMap, small_map
@@ -36,17 +35,23 @@ pytest.importorskip("streamlit", reason="streamlit is not installed: pip install
 from streamlit import config
 from streamlit.testing.v1 import AppTest
 
-from apps.map_viewer import tile_bytes
 from apps.shared.access import Reviewer
-from apps.shared.bundle_info import read_facts
-from apps.shared.decisions import Ledger
+from apps.shared.bundle_info import read_bundle_info
+from apps.shared.decisions import DecisionTable
+from apps.shared.drafts import Drafts
 from apps.tiles import actions, export
 from apps.tiles.engine import TileEngine
-from apps.tiles.filters import TileFilters, in_sight, paint, points_of
-from apps.tiles.map_pane import heat_for_viewer
-from apps.tiles.options import TileOptions, parse_tile_options
+from apps.tiles.filters import TileFilters, paint, points_of, visible
+from apps.tiles.map_pane import heat_for_viewer, tile_bytes
 from apps.tiles.scene_image import NDVI, Look, SceneImage, look_of
-from apps.tiles.session import NOTICE, TileSession, open_ground, tile_words
+from apps.tiles.session import (
+    NOTICE,
+    TileOptions,
+    TileSession,
+    open_scene_context,
+    parse_tile_options,
+    tile_words,
+)
 from apps.tiles.tile_list import TileList, read_tiles
 
 SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "satellite_review.py"
@@ -81,10 +86,10 @@ class SatelliteApp:
 
     def session(self, reviewer: str = "ann") -> TileSession:
         """What the pages work with, outside of a page."""
-        ledger = Ledger(self.store)
-        ledger.refresh()
-        return TileSession(self.options, Reviewer(reviewer, frozenset({"reader"})), self.store, ledger,
-                           open_ground(self.options), {})  # fmt: skip
+        decisions = DecisionTable(self.store)
+        decisions.refresh()
+        return TileSession(self.options, Reviewer(reviewer, frozenset({"reader"})), self.store, decisions, Drafts(),
+                           open_scene_context(self.options))  # fmt: skip
 
     @property
     def options(self) -> TileOptions:
@@ -93,7 +98,7 @@ class SatelliteApp:
     @property
     def tiles(self) -> TileList:
         info = describe_raster(self.map_.scene)
-        facts = read_facts(self.map_.bundle, "satellite", ("singlelabel", "multilabel"))
+        facts = read_bundle_info(self.map_.bundle, "satellite", ("singlelabel", "multilabel"))
         return read_tiles(self.map_.tiles, str(self.map_.scene), info, facts)
 
 
@@ -187,15 +192,12 @@ def test_a_round_of_reviewing(app: SatelliteApp) -> None:
     page = click(app.open(), "start")
     assert param(page, "item") == found["item"].iloc[0] and not page.exception and not page.error
     assert "margin" in texts(page) and "Adebayo" in texts(page)
-    page = click(page, "say-0")
-    page.text_area[0].set_value("clear water").run()
-    page = click(page, "finish")
+    page = send(page, "note", found["item"].iloc[0], text="clear water")
+    page = click(page, "say-0")  # one answer is the whole decision
     assert param(page, "item") == found["item"].iloc[1]
     other = next(k for k, c in enumerate(CLASSES, start=1) if c != found["label"].iloc[1])
     page = click(page, f"class-{other}")
-    page = click(page, "finish")
     page = click(page, "say-1")
-    page = click(page, "finish")
     page = click(page, "agree-next")
     assert not page.exception and param(page, "item") == found["item"].iloc[4]
     written = app.store.decisions()
@@ -215,11 +217,11 @@ def test_a_round_of_reviewing(app: SatelliteApp) -> None:
 
 def test_a_reload_keeps_the_draft_and_undo_is_another_row(app: SatelliteApp) -> None:
     item = labelled(app)["item"].iloc[5]
-    page = click(app.open(item=item), "say-2")
+    page = click(app.open(item=item, advance="0"), "say-2")
     again = app.open(item=item)
     assert next(b for b in again.button if b.key == "say-2").proto.type == "primary"
     click(again, "finish")
-    page = click(click(app.open(item=item), "say-0"), "finish")  # a correction
+    page = click(app.open(item=item), "say-0")  # a correction
     assert len(app.store.decisions(item=item)) == 2
     page = click(page, "undo")
     assert param(page, "item") == item
@@ -274,9 +276,7 @@ def test_assigned_tiles_come_first_and_adjudicators_see_the_readers(app: Satelli
     app.store.assign([Assignment(items[7], "ann")], by="root")
     assert param(click(app.open(), "start"), "item") == items[7]
     for reviewer, key in (("ann", "say-0"), ("bob", "class-2"), ("bob", "say-1")):
-        page = click(app.open("--reviewer", reviewer, item=items[9]), key)
-    click(page, "finish")
-    click(app.open(item=items[9]), "finish")
+        click(app.open("--reviewer", reviewer, item=items[9]), key)
     assert "bob" not in texts(app.open("--reviewer", "dora", item=items[9]))
     page = app.open("--reviewer", "dora", item=items[9], role="adjudicator", status="disagreement")
     assert "ann" in texts(page) and "bob" in texts(page) and "1 of 1 in sight" in texts(page)
@@ -326,7 +326,7 @@ def test_export_with_review_columns(app: SatelliteApp, tmp_path: Path) -> None:
         (".parquet", geopandas.read_parquet),
     ):
         file = tmp_path / f"out{ending}"
-        file.write_bytes(export.as_file(session, export.reviewed_tiles(session, only_reviewed=True), ending))
+        export.write_table(session, export.reviewed_tiles(session, only_reviewed=True), file)
         frame = read(file)
         assert len(frame) == 2 and frame["review"].tolist()[0] == CLASSES[1]
         where = frame.to_crs("EPSG:32633").geometry.iloc[0].bounds
@@ -371,7 +371,7 @@ def test_who_took_a_blinded_decision_back_has_seen_the_model(app: SatelliteApp) 
 
 def test_blinded_nothing_is_accepted_in_bulk_and_nothing_exported(app: SatelliteApp) -> None:
     session = replace(app.session(), options=replace(app.options, blinded=True))
-    actions.accept_all(session, np.arange(len(session.tiles)))
+    actions.accept_all(session, "", np.arange(len(session.tiles)))
     assert not app.store.decisions()
     click(click(app.open("--blinded", item=labelled(app)["item"].iloc[0]), "class-1"), "finish")
     assert "what is exported says what the model says" in texts(app.open("--blinded", show="team"))
@@ -409,7 +409,8 @@ def test_the_training_set_is_what_train_takes(app: SatelliteApp, tmp_path: Path)
     found = labelled(app)
     for n, key in ((0, "class-2"), (4, "say-1"), (6, "say-2")):
         click(click(app.open(item=found["item"].iloc[n]), key), "finish")
-    with zipfile.ZipFile(io.BytesIO(export.training_set(app.session()))) as archive:
+    export.training_set(app.session(), tmp_path / "set.zip")
+    with zipfile.ZipFile(tmp_path / "set.zip") as archive:
         archive.extractall(tmp_path)
     made = read_manifest(tmp_path / "manifest.csv")
     assert made.table["id"].tolist() == found["tile_id"].iloc[[0, 4]].tolist() and made.classes == CLASSES
@@ -446,7 +447,7 @@ def test_a_wrong_command_line_says_what_to_do(app: SatelliteApp, words: list[str
 
 
 def test_tables_that_do_not_fit_are_refused(app: SatelliteApp, tmp_path: Path) -> None:
-    info, facts = describe_raster(app.map_.scene), read_facts(app.map_.bundle, "satellite", ("singlelabel",))
+    info, facts = describe_raster(app.map_.scene), read_bundle_info(app.map_.bundle, "satellite", ("singlelabel",))
     table = pd.read_parquet(app.map_.tiles).drop(columns=["geometry", "bbox"])
 
     def refused(changed: pd.DataFrame, text: str) -> None:
@@ -472,7 +473,7 @@ def test_tables_that_do_not_fit_are_refused(app: SatelliteApp, tmp_path: Path) -
 def test_a_moved_scene_keeps_its_items(app: SatelliteApp, tmp_path: Path) -> None:
     moved = tmp_path / app.map_.scene.name
     moved.write_bytes(app.map_.scene.read_bytes())
-    facts = read_facts(app.map_.bundle, "satellite", ("singlelabel",))
+    facts = read_bundle_info(app.map_.bundle, "satellite", ("singlelabel",))
     there = read_tiles(app.map_.tiles, str(moved), describe_raster(moved), facts)
     assert there.table["item"].tolist() == app.tiles.table["item"].tolist()
 
@@ -528,15 +529,15 @@ def test_a_hundred_thousand_tiles_stay_fast(app: SatelliteApp) -> None:
     rows = rng.integers(0, len(tiles), n)
     table = tiles.table.iloc[rows].reset_index(drop=True).assign(item=[f"{i:064d}" for i in range(n)])
     many = replace(tiles, table=table, called=tiles.called[rows], queued=np.full(n, n, np.int64))
-    large = replace(session, ground=replace(session.ground, tiles=many))
+    large = replace(session, context=replace(session.context, tiles=many))
     made = [Decision(f"{i:064d}", "b", "ann", {"label": Answer("agree")}, calls={"label": "town"}) for i in range(5000)]
     session.store.add(*made)
-    session.ledger.refresh()
+    session.decisions.refresh()
     filters = TileFilters(status="unread", name="town", low=0.3, sort="margin", area=points_of("0,0;90,0;90,90;0,90"))
     assert len(tile_bytes(many)) == 19 * n
-    in_sight(large, filters)
+    visible(large, filters)
     began = time.perf_counter()
-    found = in_sight(large, filters)
+    found = visible(large, filters)
     colours = paint(large, found, "status")
     assert time.perf_counter() - began < 1.0  # measured at a tenth of it; a loop over tiles would take several seconds
     assert 0 < len(found) < n and not (found < 5000).any()
@@ -596,7 +597,7 @@ def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Satellite
 def test_a_scene_of_one_file_a_band_is_shown_as_it_was_mapped(split: SatelliteApp, tmp_path: Path) -> None:
     assert (split.options.sensor, split.options.bands) == ("landsat8_l1", "B4,B3,B2"), "as map was told"
     session = split.session()
-    scene, whole = session.ground.scene, SceneImage(str(split.map_.root / "whole.tif"))
+    scene, whole = session.context.scene, SceneImage(str(split.map_.root / "whole.tif"))
     assert scene.roles == {"red": 1, "green": 2, "blue": 3} and scene.band_names[1] == "B4 (red)"
     assert next(iter(scene.presets())) == "true" and len(session.tiles) == len(pd.read_parquet(split.map_.tiles))
     look = Look((1, 2, 3), "0")
@@ -605,7 +606,7 @@ def test_a_scene_of_one_file_a_band_is_shown_as_it_was_mapped(split: SatelliteAp
         assert one.rgba.shape == other.rgba.shape and one.rect == other.rect
         np.testing.assert_array_equal(one.rgba[..., [0, 1, 3]], other.rgba[..., [0, 1, 3]])
         assert np.abs(one.rgba[..., 2].astype(int) - other.rgba[..., 2]).mean() < 12
-    heat = session.ground.engine.heat((16, 16, 16, 16), CLASSES[0], session.ground.engine.methods()[0]).result()
+    heat = session.context.engine.heat((16, 16, 16, 16), CLASSES[0], session.context.engine.methods()[0]).result()
     assert heat.about["rect"] == [16, 16, 16, 16]
     with MemoryFile(export.tile_file(session, (10, 20, 16, 16))) as memory, memory.open() as tile:
         with rasterio.open(whole.path) as file:
@@ -630,9 +631,9 @@ def test_files_that_were_moved_are_known_by_their_names(split: SatelliteApp, tmp
         for name in ("red.tif", "green.tif", "coarse.tif", "coarse.json"):
             (folder / name).write_bytes((split.map_.root / name).read_bytes())
     words = ["--bundle", str(split.map_.bundle), "--tiles", str(split.map_.tiles), "--scene"]
-    moved = open_ground(parse_tile_options([*words, str(away / "coarse.json")]))
+    moved = open_scene_context(parse_tile_options([*words, str(away / "coarse.json")]))
     with pytest.raises(ManifestError, match="has no tile of"):
-        open_ground(parse_tile_options([*words, str(other / "coarse.json")]))
-    assert moved.tiles.table["item"].tolist() == open_ground(split.options).tiles.table["item"].tolist()
+        open_scene_context(parse_tile_options([*words, str(other / "coarse.json")]))
+    assert moved.tiles.table["item"].tolist() == open_scene_context(split.options).tiles.table["item"].tolist()
     with pytest.raises(ConfigError, match="nowhere.tif does not exist"):
         parse_tile_options([*words, f"{away / 'red.tif'}|nowhere.tif"])

@@ -15,7 +15,7 @@ import pytest
 from apps.films.worklist import Worklist
 from tests.apps.conftest import App
 from tests.apps.rows import listed
-from tests.apps.test_cxr_review import click, texts
+from tests.apps.test_cxr_review import click, finish, texts
 from tests.small_run import FINDINGS, SmallRun
 from vitdomains.core.review.store import Answer, Decision, ReviewError
 
@@ -105,11 +105,13 @@ def test_a_film_brought_along_is_read_predicted_and_stored_by_its_hash(
     item = item[0] if isinstance(item, list) else item
     assert "film" in texts(page) and item not in set(worklist.table["item"])
     page = click(page, "say-0")
-    click(page, "finish")
+    finish(page)
     (written,) = app.store.decisions()
     assert written.item == item and len(worklist.table) == before
-    folder = Path(page.session_state["upload_folder"].name)
-    assert [p.parent == folder and p.name != "passwd" for p in folder.iterdir()] == [True]
+    (file,) = (p for p in (app.cache / "uploads").rglob("*") if p.is_file() and not p.suffix)
+    assert file.name != "passwd" and file.parent.stat().st_mode & 0o077 == 0
+    assert item[:8] in texts(app.open(item=item)), "a reload keeps it"
+    assert item[:8] not in texts(app.open("--reviewer", "bob", item=item)), "it is of who brought it alone"
 
 
 @pytest.mark.parametrize(
@@ -124,24 +126,24 @@ def test_a_film_brought_along_is_read_predicted_and_stored_by_its_hash(
 )
 def test_what_is_no_film_is_refused_and_leaves_nothing(app: App, content: bytes, text: str) -> None:
     page = app.open()
+    before = {p for p in (app.cache / "uploads").rglob("*") if p.is_file()}
     page.file_uploader[0].set_value(("film.dcm", content, "application/dicom")).run()
     assert not page.exception and text in page.error[0].value.replace("\\", "")
-    assert "item" not in page.query_params
-    folder = Path(page.session_state["upload_folder"].name)
-    assert list(folder.iterdir()) == [] and str(folder) not in page.error[0].value
+    assert "item" not in page.query_params and str(app.cache) not in page.error[0].value
+    assert {p for p in (app.cache / "uploads").rglob("*") if p.is_file()} == before
 
 
 def test_a_film_that_cannot_be_read_is_listed_with_the_reason(
     app: App, run: SmallRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from apps.films.session import open_worklist
-    from tests.apps.conftest import finish
+    from tests.apps.conftest import finish as read_all
 
     studies = tmp_path / "studies"
     studies.mkdir()
     shutil.copy(sorted(run.films.glob("*.dcm"))[0], studies / "good.dcm")
     (studies / "bad.dcm").write_bytes(b"\x00" * 128 + b"DICM" + b"\x07" * 50)
-    finish(open_worklist(run.bundle, studies, app.cache, 1))
+    read_all(open_worklist(run.bundle, studies, app.cache, 1))
     app.arguments(studies=studies)
     page = app.page()
     shown = listed(page)
@@ -154,12 +156,12 @@ def test_a_film_that_cannot_be_read_is_listed_with_the_reason(
 
 def test_an_empty_folder_says_what_to_do(app: App, tmp_path: Path) -> None:
     from apps.films.session import open_worklist
-    from tests.apps.conftest import finish
+    from tests.apps.conftest import finish as read_all
 
     (tmp_path / "empty").mkdir()
     app.arguments(studies=tmp_path / "empty")
     page = app.page()
     assert not page.exception
-    finish(open_worklist(app.run_.bundle, tmp_path / "empty", app.cache, 1))
+    read_all(open_worklist(app.run_.bundle, tmp_path / "empty", app.cache, 1))
     text = texts(app.page())
     assert "No film yet" in text and "No image in" in text.replace("\\", "")

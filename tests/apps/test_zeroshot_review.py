@@ -22,9 +22,10 @@ from streamlit.testing.v1 import AppTest
 from apps.labels.labelling import NO_LABEL, make_view
 from apps.labels.options import NOTICE, stamp
 from apps.labels.output import labels_of
-from apps.labels.prompts import as_text, as_yaml, keep, parse
+from apps.labels.prompts import as_text, as_yaml, parse, write_asked
 from apps.labels.session import open_model
 from apps.labels.store import read_labels
+from tests.apps.test_cxr_review import send
 from tests.zeroshot import tiny
 from vitdomains import satellite
 from vitdomains.core.bundle import read_bundle
@@ -260,7 +261,7 @@ def test_a_round_of_decisions(app: App) -> None:
     labels = read_labels(app.labels)
     page = click(app.open(), "waiting")
     first = address(page, "item")
-    page.text_input(key=f"note:{first[:16]}").set_value("sand, not water").run()
+    page = send(page, "note", first, text="sand, not water")
     page = click(page, f"class:{NAMES[2]}")
     second = address(page, "item")
     page = click(page, "accept")
@@ -453,7 +454,7 @@ def test_who_holds_no_admin_role_changes_no_file(app: App) -> None:
 
 def _kept(app: App) -> str:
     prompts = read_classes("beach, meadow")
-    return keep(app.labels, prompts)
+    return write_asked(app.labels, prompts)
 
 
 def test_without_the_model_review_goes_on(app: App, tmp_path: Path) -> None:

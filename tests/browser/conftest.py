@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # A container's root has no sandbox and little shared memory; nothing here needs a proxy or a graphics card.
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--no-proxy-server", "--disable-gpu"]
 REPOSITORY = Path(__file__).resolve().parents[2]
-Serve = Callable[..., str]
 PAGES, LOGS = pytest.StashKey["list[Page]"](), pytest.StashKey[list[Path]]()
 
 
@@ -90,19 +89,19 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
-    """Start an app and give its address; every server that was started is stopped at the end."""
-    pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
-    servers: list[subprocess.Popen[bytes]] = []
+class Serve:
+    """Starts apps, each in a process of its own; all are stopped at the end."""
 
-    def start(script: str, *words: str | Path) -> str:
+    def __init__(self, folder: Path, logs: list[Path]) -> None:
+        self._folder, self._logs = folder, logs
+        self._servers: dict[str, tuple[subprocess.Popen[bytes], list[str]]] = {}
+
+    def __call__(self, script: str, *words: str | Path) -> str:
+        """Start an app; its address."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        log = (tmp_path / f"server{len(servers)}.log").open("wb")
-        request.node.stash.setdefault(LOGS, []).append(Path(log.name))
-        command = [
+        run_ = [
             sys.executable,
             "-m",
             "streamlit",
@@ -113,21 +112,49 @@ def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
             "--",
             *words,
         ]
-        servers.append(subprocess.Popen([str(w) for w in command], cwd=tmp_path, stdout=log, stderr=subprocess.STDOUT))
         address = f"http://localhost:{port}"
+        self._start(address, [str(word) for word in run_])
+        return address
+
+    def kill(self, address: str) -> None:
+        """End a server as a power cut does."""
+        server, _ = self._servers[address]
+        server.kill()
+        server.wait(20)
+
+    def again(self, address: str) -> None:
+        """Start a server that was killed, at the same address."""
+        self._start(address, self._servers[address][1])
+
+    def _start(self, address: str, command: list[str]) -> None:
+        log = self._folder / f"server{len(self._logs)}.log"
+        self._logs.append(log)
+        with log.open("wb") as stream:
+            server = subprocess.Popen(command, cwd=self._folder, stdout=stream, stderr=subprocess.STDOUT)
+        self._servers[address] = server, command
         until = time.monotonic() + 120
         while True:
-            assert servers[-1].poll() is None and time.monotonic() < until, Path(log.name).read_text()
+            assert server.poll() is None and time.monotonic() < until, log.read_text()
             try:
                 with urllib.request.urlopen(f"{address}/_stcore/health", timeout=5):
-                    return address
+                    return
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.2)
 
-    yield start
-    for server in servers:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+    def stop(self) -> None:
+        """End all servers."""
+        for server, _ in self._servers.values():
+            server.terminate()
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                server.kill()
+
+
+@pytest.fixture
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Serve]:
+    """Start an app and give its address; every server that was started is stopped at the end."""
+    pytest.importorskip("streamlit", reason="streamlit is not installed: pip install 'vitdomains[apps]'")
+    made = Serve(tmp_path, request.node.stash.setdefault(LOGS, []))
+    yield made
+    made.stop()

@@ -1,4 +1,4 @@
-"""Page of the chest film app: agreement of readers, export, and for admins roles, assignments and the check of the store."""
+"""Team page of the chest film app, and what of the decisions goes out: tables, a manifest for training."""
 
 from __future__ import annotations
 
@@ -9,40 +9,21 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from apps.films.filters import Filters, in_sight
+from apps.films.filters import Filters, visible
 from apps.films.session import Session
-from apps.shared.address import go
-from apps.shared.components import empty, problems, soft
-from apps.shared.team import agreement_part, assignments_part, check_part, roles_part
+from apps.shared.components import problems
+from apps.shared.team import team_page
 from vitdomains.core.review.export import export_table, to_csv, training_manifest
 
 
-def team_page(session: Session) -> None:
-    """What is done is open to all with a role; what others said and who may do what, to adjudicators and admins."""
-    st.button("Worklist", on_click=go, kwargs={"show": ""}, key="to-list", shortcut="Esc")
-    if session.reviewer.roles & {"adjudicator", "admin"}:
-        agreement_part(session, "Finding", "films")
-        _export(session)
-    else:
-        soft("How far readers agree is shown to adjudicators and admins: readers stay independent.")
-    if "admin" in session.reviewer.roles:
-        sight = in_sight(session, Filters.from_address(session))["item"].tolist()
-        assignments_part(session, sight, "films", most=len(sight))
-        roles_part(session)
-        check_part(session)
+def films_team_page(session: Session) -> None:
+    """Agreement, export, assignments, roles."""
+    team_page(session, "Worklist", "Finding", "films", lambda: _export(session),
+              lambda: visible(session, Filters.from_address(session))["item"].tolist())  # fmt: skip
 
 
 def _export(session: Session) -> None:
-    st.subheader("Export", anchor=False)
-    if session.blinded:
-        soft(
-            "Blinded: what is exported says what the model says. It is here for who decides as adjudicator, or not blinded."
-        )
-        return
     table = export_table(session.store)
-    if not len(table):
-        empty("Nothing to export.", "The first saved decision will be here.")
-        return
     csv, parquet, labels = st.columns(3)
     csv.download_button(f"Decisions as CSV ({len(table):,})", to_csv(table), "reviews.csv", "text/csv", on_click="ignore",
                         key="csv", width="stretch")  # fmt: skip
@@ -60,9 +41,9 @@ def _manifest(session: Session) -> bytes:
     from vitdomains.core.data.manifest import make_manifest, write_manifest
 
     rows = session.worklist.table.drop_duplicates("item")
-    unknown = pd.DataFrame(index=rows.index, columns=list(session.facts.classes), dtype="float32")
+    unknown = pd.DataFrame(index=rows.index, columns=list(session.bundle.classes), dtype="float32")
     base = make_manifest(
-        rows["item"].tolist(), rows["path"].tolist(), rows["patient"].tolist(), session.facts.classes, unknown, name="reviewed",
+        rows["item"].tolist(), rows["path"].tolist(), rows["patient"].tolist(), session.bundle.classes, unknown, name="reviewed",
         extra=rows[["sex", "age_band", "view"]],
     )  # fmt: skip
     made = training_manifest(session.store, base, {item: item for item in rows["item"]})
