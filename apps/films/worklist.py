@@ -23,20 +23,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from apps.films.engine import Engine
-from vitdomains.core.data.manifest import folder_manifest, read_manifest
+from vitdomains.core.data.endings import FILMS
+from vitdomains.core.data.folders import folder_manifest, manifest_in
+from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.files import write_atomically
+from vitdomains.cxr.data.columns import age_band, sex, view, years
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", "")
 BATCH = 8
 SAVE_SECONDS = 10.0
 SUBGROUPS = ("sex", "age_band", "view", "modality")
 TEXT = ("item", "path", "name", "patient", "study", "date", *SUBGROUPS, "quality", "error")
 GROWTH = 20
 """The table is made anew when a twentieth more films are read: what that costs in all is a multiple of their number."""
-_AGES = ((18, "under 18"), (40, "18-39"), (55, "40-54"), (70, "55-69"), (200, "70+"))
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class Worklist:
     """Films of a folder or manifest, with what the bundle says of them.
 
     Args:
-        studies: A folder, searched to the bottom, or a manifest (.csv, .parquet) with columns for group and sub-groups.
+        studies: A folder, searched to the bottom; or a manifest (.csv, .parquet) with columns for group and sub-groups, or a
+            folder that holds one.
         folder: Where the table is kept; one a pair of studies and bundle.
         engine: Loads and runs the model.
     """
@@ -147,10 +149,11 @@ class Worklist:
 
     def _listing(self) -> Iterator[tuple[str, dict[str, str]]]:
         """Path, and what a manifest says of it."""
-        if self.studies.suffix not in (".csv", ".parquet"):
-            yield from ((path, {}) for path in folder_manifest(self.studies, EXTENSIONS).table["path"])
+        table = manifest_in(self.studies) or self.studies
+        if table.suffix not in (".csv", ".parquet"):
+            yield from ((path, {}) for path in folder_manifest(self.studies, FILMS).table["path"])
             return
-        manifest = read_manifest(self.studies)
+        manifest = read_manifest(table)
         columns = [c for c in (*SUBGROUPS, "date") if c in manifest.table]
         for row in manifest.table[["path", "group", *columns]].fillna("").to_dict("records"):
             extra = {c: str(row[c]) for c in columns}
@@ -242,17 +245,13 @@ def film_row(engine: Engine, path: str) -> tuple[dict[str, str], NDArray[Any]]:
     row = dict.fromkeys(("patient", "study", "date", *SUBGROUPS), "")
     facts = read_facts(path)
     if facts is not None:
-        age = facts.text("PatientAge")
-        years = (
-            None if not age[:-1].isdecimal() else float(age[:-1]) if age[-1:].upper() == "Y" else 0.0
-        )  # months, weeks, days
         row |= {
             "patient": facts.text("PatientID"),
             "study": facts.text("StudyInstanceUID"),
             "date": facts.text("StudyDate") + facts.text("StudyTime")[:6],
-            "sex": facts.text("PatientSex").upper(),
-            "age_band": "" if years is None else next((name for limit, name in _AGES if years < limit), ""),
-            "view": facts.text("ViewPosition").upper(),
+            "sex": sex(facts.text("PatientSex")),
+            "age_band": age_band(years(facts.text("PatientAge"))),
+            "view": view(facts.text("ViewPosition")),
             "modality": facts.text("Modality"),
         }
     stacked, row["quality"] = engine.checked(path)

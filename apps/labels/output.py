@@ -15,9 +15,9 @@ from apps.shared.decisions import DecisionTable
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
-from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.review.agreement import consensus, readings
 from vitdomains.core.review.export import SUBJECT
+from vitdomains.core.terminal import OnProgress
 from vitdomains.zeroshot.embeddings.store import TilePlan, places_of
 from vitdomains.zeroshot.labels.label import Options, write_labels
 from vitdomains.zeroshot.labels.outputs import write_label_bundle

@@ -25,7 +25,16 @@ from vitdomains.core.config.warnings import lint
 from vitdomains.core.data.augment import build_augment
 from vitdomains.core.data.dataset import ImageDataset, warm
 from vitdomains.core.data.image_cache import ImageCache
-from vitdomains.core.data.manifest import Manifest, labels, manifest_hash, select_classes, subset, take
+from vitdomains.core.data.manifest import (
+    Manifest,
+    Skipped,
+    labels,
+    manifest_hash,
+    select_classes,
+    subset,
+    take,
+    write_skipped,
+)
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
@@ -258,11 +267,15 @@ def drop_unreadable(
     run_dir: Path | None,
     on_progress: OnProgress,
 ) -> tuple[Manifest, list[tuple[str, str]]]:
-    """Read every image once, which fills the cache, and leave out those that cannot be read; they are listed in ``skipped.csv``.
+    """Read every image once, which fills the cache, and leave out those that cannot be read.
+
+    They and what the sources left out (``Manifest.skipped``) are listed in ``skipped.csv`` of the run folder.
 
     Raises:
         ManifestError: More than a tenth cannot be read: that is not a few bad files but a wrong folder or reader.
     """
+    if run_dir is not None:
+        write_skipped(manifest, run_dir / "skipped.csv")
     if cache is None:
         return manifest, []
     everything = ImageDataset(manifest, domain_reader(domain, spec), spec, cache=cache, augment=None, seed=0)
@@ -271,7 +284,8 @@ def drop_unreadable(
         return manifest, []
     bad = {identity for identity, _ in skipped}
     if run_dir is not None:
-        write_text(run_dir / "skipped.csv", pd.DataFrame(skipped, columns=["id", "error"]).to_csv(index=False))
+        unread = tuple(Skipped(error, (identity,)) for identity, error in skipped)
+        write_skipped(replace(manifest, skipped=(*manifest.skipped, *unread)), run_dir / "skipped.csv")
     logger.warning(
         "%d of %d images cannot be read and are left out; the first: %s", len(bad), len(manifest), skipped[0][1]
     )

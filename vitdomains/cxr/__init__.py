@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.data.endings import FILMS
 from vitdomains.core.domain import Deferred, Domain
 
 NOTICE = "Research use only. Not a medical device: it must not be used for diagnosis or treatment."
@@ -27,7 +28,7 @@ DOMAIN = Domain(
     read_image=Deferred("vitdomains.cxr.film.film:read_image"),
     task="multilabel",
     default_config=default_config,
-    extensions=(".dcm", ".dicom", ".png", ".jpg", ".jpeg", ""),
+    extensions=FILMS,
     sources=(
         "phantoms",
         "nih",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.data.endings import RASTERS
 from vitdomains.core.domain import Deferred, Domain
 
 
@@ -23,7 +24,7 @@ DOMAIN = Domain(
     read_image=Deferred("vitdomains.satellite.data.reader:read_image"),
     task="singlelabel",
     default_config=default_config,
-    extensions=(".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png"),
+    extensions=RASTERS,
     sources=(
         "eurosat",
         "aid",

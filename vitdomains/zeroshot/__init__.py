@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from vitdomains.core.config.schema import Config, Data, Model, Recipe, Run, Source
+from vitdomains.core.data.endings import RASTERS
 from vitdomains.core.domain import Deferred, Domain
 
 __all__ = ["DOMAIN", "clip_zero_shot_classification", "default_config"]
@@ -27,7 +28,7 @@ DOMAIN = Domain(
     read_image=Deferred("vitdomains.zeroshot.embeddings.reader:read_image"),
     task="singlelabel",
     default_config=default_config,
-    extensions=(".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".bmp", ".webp"),
+    extensions=RASTERS,
     sources=(
         "folders",
         "tiles",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,10 @@ from hypothesis import strategies as st
 
 from vitdomains.core.data.manifest import (
     Manifest,
+    Skipped,
     check_splits,
-    folder_manifest,
     labels,
+    log_skipped,
     make_manifest,
     manifest_hash,
     merge,
@@ -26,7 +29,9 @@ from vitdomains.core.data.manifest import (
     take,
     validate,
     with_split,
+    without,
     write_manifest,
+    write_skipped,
 )
 from vitdomains.core.errors import ManifestError
 
@@ -241,7 +246,7 @@ def test_reading_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r".csv or .parquet"):
         read_manifest(tmp_path / "m.xlsx")
     (tmp_path / "m.csv").write_text("id,path,group,split,label:Mass\na,a.png,g,,yes\n")
-    with pytest.raises(ManifestError, match=r"a label is not a number"):
+    with pytest.raises(ManifestError, match=r"'label:Mass' holds 'yes'"):
         read_manifest(tmp_path / "m.csv")
 
 
@@ -270,39 +275,64 @@ def test_any_labels_survive_a_round_trip(
     np.testing.assert_array_equal(labels(back)[:, 0], np.array(values, dtype=np.float32))
 
 
-def test_folder_manifest_keeps_input_order_and_sorts_within(tmp_path: Path) -> None:
-    for name in ("b/2.png", "b/1.PNG", "b/deep/0.png", "b/notes.txt", "b/.hidden.png", "a/film"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    m = folder_manifest([tmp_path / "b", tmp_path / "a" / "film"], (".png", "dcm"))
-    assert [Path(p).relative_to(tmp_path).as_posix() for p in m.table["path"]] == [
-        "b/1.PNG",
-        "b/2.png",
-        "b/deep/0.png",
-        "a/film",
-    ]
-    assert m.classes == ()
-    assert m.table["id"].is_unique
-    validate(m)
-    assert len(folder_manifest([tmp_path / "b" / "2.png", tmp_path / "b"], (".png",))) == 3
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("Forest", "forest"), "differ in case.*Forest and forest"),
+        (("dense_residential", "Dense Residential", "Sea"), "dense_residential and Dense Residential"),
+        (("fore\u0302t", "for\u00eat"), "differ in case"),
+        (("Unknown", "Sea"), "a name that is taken: Unknown"),
+        (("error", "Sea"), "a name that is taken: error"),
+        (("a|b", "Sea"), r"hold \| or a line break: 'a\|b'"),
+    ],
+)
+def test_class_names_that_collide_are_refused(tmp_path: Path, classes: tuple[str, ...], message: str) -> None:
+    targets = np.eye(len(classes))[[i % len(classes) for i in range(6)]]
+    ids = [str(i) for i in range(6)]
+    m = make_manifest(ids, [str(tmp_path / i) for i in ids], ids, classes, targets)
+    with pytest.raises(ManifestError, match=message):
+        validate(m, check_files=False)
 
 
-def test_folder_manifest_errors(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match=r"does not exist"):
-        folder_manifest(tmp_path / "none")
-    with pytest.raises(ManifestError, match=r"No image in"):
-        folder_manifest(tmp_path, (".dcm",))
+@pytest.mark.parametrize("name", ["id", "path", "sex"])
+def test_a_class_called_as_a_column_is_refused_at_once(name: str) -> None:
+    with pytest.raises(ManifestError, match=f"Two columns of the manifest are called '{name}'"):
+        make_manifest(["a"], ["/a"], ["a"], (name,), [[1]], extra=pd.DataFrame({"sex": ["F"]}))
 
 
-def test_folder_manifest_without_ending(tmp_path: Path) -> None:
-    """DICOM files named by number or UID count where files without an ending do; notes beside them do not."""
-    for name in ("IM0001", "1.2.840.113619", "film.dcm", "notes.txt"):
-        (tmp_path / name).touch()
-    found = folder_manifest(tmp_path, (".dcm", "")).table["path"]
-    assert [Path(p).name for p in found] == ["1.2.840.113619", "IM0001", "film.dcm"]
+def test_merging_writes_a_class_as_the_first_source_does(tmp_path: Path) -> None:
+    a = make_manifest(["a"], ["/a"], ["a"], ("DenseResidential",), [[1]], name="one")
+    b = make_manifest(["b"], ["/b"], ["b"], ("dense_residential", "Sea"), [[1, 0]], name="two")
+    m = merge([a, b])
+    assert m.classes == ("DenseResidential", "Sea") and labels(m)[:, 0].tolist() == [1, 1]
 
 
-def test_folder_manifest_keeps_a_missing_file_among_others(tmp_path: Path) -> None:
-    (tmp_path / "a.png").touch()
-    found = folder_manifest([tmp_path / "gone.png", tmp_path / "a.png"], (".png",)).table["path"]
-    assert [Path(p).name for p in found] == ["gone.png", "a.png"]
+def test_what_is_left_out_is_counted_named_and_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    m = build(tmp_path, 12)
+    m = without(m, np.arange(12) < 6, "no known label")
+    m = without(m, np.arange(6) == 0, "beyond `limit: 5`", "asked")
+    m = replace(m, skipped=(*m.skipped, Skipped("the ending .txt is not read here", ("notes.txt",), "other")))
+    with caplog.at_level(logging.INFO):
+        log_skipped(m)
+    assert "12 images found, 5 used" in caplog.text
+    assert "6 left out, no known label: film0, film1, film2, film3, film4, and 1 more" in caplog.text
+    write_skipped(m, tmp_path / "skipped.csv")
+    table = pd.read_csv(tmp_path / "skipped.csv")
+    assert len(table) == 8 and table["reason"].value_counts()["no known label"] == 6
+    with pytest.raises(ManifestError, match=r"of 12 images found only 5 can be used: 6 left out.*--data.max_lost"):
+        log_skipped(m, 0.4)
+
+
+def test_ids_of_parquet_are_no_floats(tmp_path: Path) -> None:
+    table = pd.DataFrame(
+        {"id": [3301010900.0, 7.0], "path": ["a.png", "b.png"], "group": [1.0, None], "split": [None, "val"]}
+    )
+    table.to_parquet(tmp_path / "m.parquet")
+    m = read_manifest(tmp_path / "m.parquet")
+    assert m.table["id"].tolist() == ["3301010900", "7"] and m.table["group"].tolist() == ["1", ""]
+
+
+def test_paths_of_another_machine_are_named_for_what_they_are(tmp_path: Path) -> None:
+    m = make_manifest(["a"], ["C:\\data\\a.png"], ["a"], (), np.empty((1, 0)))
+    with pytest.raises(ManifestError, match="Windows machine"):
+        validate(m)

@@ -14,8 +14,8 @@ import pytest
 from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.data.manifest import Manifest, labels, make_manifest, write_manifest
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr.data import sources
-from vitdomains.cxr.data.sources import boxes, build_manifest
+from vitdomains.cxr.data import columns, sources
+from vitdomains.cxr.data.sources import build_manifest
 
 NIH_HEADER = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,{sex},View Position,"
@@ -212,16 +212,41 @@ def test_unknown_source_lists_the_allowed(tmp_path: Path) -> None:
     assert "phantoms, nih, chexpert" in caught.value.hint
 
 
-def test_nih_boxes(tmp_path: Path) -> None:
-    put(
-        tmp_path / "BBox_List_2017.csv",
-        "Image Index,Finding Label,Bbox [x,y,w,h],,,\n00013118_008.png,Infiltrate,225.08,547.02,86.78,79.19,,,\n",
-    )
-    found = boxes(tmp_path)
-    assert list(found.columns) == ["id", "finding", "x", "y", "w", "h"]
-    assert found.iloc[0].tolist() == ["00013118_008.png", "Infiltration", 225.08, 547.02, 86.78, 79.19]
-    with pytest.raises(ManifestError, match=r"BBox_List_2017.csv"):
-        boxes(tmp_path / "..")
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_nih_lists_and_tables_written_by_windows(tmp_path: Path, encoding: str) -> None:
+    root = nih_release(tmp_path)
+    for name in ("train_val_list.txt", "test_list.txt", "Data_Entry_2017_v2020.csv"):
+        text = (root / name).read_text()
+        text = text if name.endswith("csv") else "\n".join(f"images\\{line}" for line in text.split())
+        (root / name).write_bytes(text.replace("\n", "\r\n").encode(encoding))
+    m = build_manifest(nih(root))
+    assert len(m) == 40 and sorted(map(int, m.table["group"][m.table["split"] == "test"].unique())) == [
+        16,
+        17,
+        18,
+        19,
+        20,
+    ]
+
+
+def test_rows_without_an_image_are_left_out_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = nih_release(tmp_path)
+    table = root / "Data_Entry_2017_v2020.csv"
+    put(table, table.read_text() + ",Mass,0,99,50,F,PA,1,1,0.1,0.1\n")
+    with caplog.at_level(logging.INFO):
+        m = build_manifest(nih(root))
+    assert len(m) == 40 and "41 images found, 40 used" in caplog.text
+    assert "1 left out, a row without Image Index: Data_Entry_2017_v2020.csv, row 42" in caplog.text
+
+
+def test_one_header_gives_one_age_sex_and_view() -> None:
+    assert [columns.years(text) for text in ("045Y", "45", "018M", "007D")] == pytest.approx([45, 45, 1.5, 7 / 365.25])
+    assert all(np.isnan(columns.years(text)) for text in ("", "414Y", "old", "-3"))
+    assert [columns.age_band(columns.years(text)) for text in ("017Y", "018Y", "011M", "080Y", "")] == [
+        "0-17", "18-39", "0-17", "80+", ""
+    ]  # fmt: skip
+    assert [columns.sex(text) for text in ("female", "M", "O", "")] == ["F", "M", "", ""]
+    assert [columns.view(text) for text in ("ap", "LL", "posteroanterior", "?")] == ["AP", "LATERAL", "PA", ""]
 
 
 def chexpert_release(root: Path, patients: int = 12) -> Path:
@@ -302,6 +327,7 @@ def test_padchest_maps_its_tree(tmp_path: Path) -> None:
         ("d.png", "['unchanged']", "PA", "P4"),
         ("e.png", "['hydropneumothorax', 'pulmonary mass', 'NSG tube', '']", "PA", "P5"),
         ("f.png", "", "PA", "P6"),
+        ("", "['normal']", "PA", "P7"),
     ]
     header = ",ImageID,ImageDir,StudyDate_DICOM,StudyID,PatientID,PatientBirth,PatientSex_DICOM,Projection,"
     header += "MethodLabel,Rows_DICOM,Columns_DICOM,Labels"
@@ -310,7 +336,7 @@ def test_padchest_maps_its_tree(tmp_path: Path) -> None:
         for i, (n, t, v, p) in enumerate(listed)
     ]
     put(tmp_path / "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz", "\n".join([header, *rows]) + "\n")
-    for i, (name, *_) in enumerate(listed):
+    for i, (name, *_) in enumerate(listed[:-1]):
         put(tmp_path / str(i % 3) / name)
     names = [
         "Effusion",
@@ -322,9 +348,10 @@ def test_padchest_maps_its_tree(tmp_path: Path) -> None:
         "Support_Devices",
         "No_Finding",
     ]
-    data = Data(root=str(tmp_path), sources=[Source(name="padchest")], classes=names, test_fraction=0.0)
+    data = Data(root=str(tmp_path), sources=[Source(name="padchest")], classes=names, test_fraction=0.0, max_lost=0.6)
     m = build_manifest(data, require_positives=False)
     assert list(m.table["id"]) == ["a.png", "b.png", "e.png"]
+    assert {part.reason: len(part.names) for part in m.skipped} == {"a row without ImageID": 1, "no known label": 3}
     np.testing.assert_array_equal(
         labels(m),
         np.array(

@@ -13,8 +13,10 @@ import pytest
 
 from tests.satellite.tile_files import write_picture, write_raster
 from vitdomains.core.config.schema import Data, Source
+from vitdomains.core.data.folders import folder_manifest
 from vitdomains.core.data.manifest import labels, subset
 from vitdomains.core.errors import ManifestError
+from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.data.bigearthnet import CLASSES_19, CLASSES_43
 from vitdomains.satellite.data.folders import LAYOUTS
 from vitdomains.satellite.data.sources import SOURCES, build_manifest
@@ -117,7 +119,7 @@ def test_a_model_can_be_measured_where_some_of_its_classes_are_absent(
     with caplog.at_level(logging.WARNING):
         m = build_manifest(data(tmp_path, "folders", classes=["Forest", "Glacier"]))
     assert m.classes == ("Forest", "Glacier") and len(m) == N
-    assert "no tile of Glacier" in caplog.text
+    assert "no image of Glacier" in caplog.text
     with pytest.raises(ManifestError, match="No source has Glacier"):
         build_manifest(data(tmp_path, "folders", classes=["Glacier"]))
 
@@ -144,6 +146,53 @@ def test_a_table_with_several_classes_a_tile(tmp_path: Path) -> None:
     m = build_manifest(data(tmp_path, "csv", csv="t.csv", task="multilabel"))
     assert len(m) == 24, "a tile without any label is unknown"
     assert sorted(labels(m).sum(axis=1).tolist()) == [1.0] * 16 + [2.0] * 8
+
+
+@pytest.mark.parametrize(
+    ("encoding", "separator", "slash"),
+    [("utf-8", ";", "/"), ("utf-16", "\t", "/"), ("cp1252", ",", "/"), ("utf-8-sig", ",", "\\")],
+)
+def test_tables_of_windows(tmp_path: Path, encoding: str, separator: str, slash: str) -> None:
+    rows = [("file", "label")]
+    for i in range(16):
+        write_picture(tmp_path / "x" / f"{i}.png", size=8)
+        rows.append((f"x{slash}{i}.png", ["forêt", "eau"][i % 2]))
+    (tmp_path / "t.csv").write_bytes("\r\n".join(separator.join(row) for row in rows).encode(encoding))
+    m = build_manifest(data(tmp_path, "csv", csv="t.csv", columns={"path": "file", "labels": "label"}))
+    assert m.classes == ("eau", "forêt") and labels(m).sum(axis=0).tolist() == [8, 8]
+
+
+def test_class_codes_and_words_for_missing_stay_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    codes = ["3301010900", "3301010901", "NA", "None", "", "007"]
+    rows = [{"path": f"{i}.png", "labels": codes[i % 6]} for i in range(72)]
+    for row in rows:
+        write_picture(tmp_path / row["path"], size=8)
+    pd.DataFrame(rows).to_csv(tmp_path / "t.csv", index=False)
+    with caplog.at_level(logging.INFO):
+        m = build_manifest(data(tmp_path, "csv", csv="t.csv"))
+    assert m.classes == ("007", "3301010900", "3301010901", "NA", "None") and len(m) == 60
+    assert "72 images found, 60 used" in caplog.text and "12 left out, no known label" in caplog.text
+    with pytest.raises(ManifestError, match="of 72 images found only 60 can be used"):
+        build_manifest(data(tmp_path, "csv", csv="t.csv", max_lost=0.1))
+
+
+def test_class_folders_of_webp_upper_case_links_and_deeper_folders(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set", ["river"], ".webp")
+    class_folders(tmp_path / "set" / "forest", ["2020"], ".PNG")
+    class_folders(tmp_path / "away", ["lake"], ".jpg")
+    (tmp_path / "set" / "lake").symlink_to(tmp_path / "away" / "lake")
+    m = build_manifest(data(tmp_path / "set", "folders"))
+    assert m.classes == ("forest", "lake", "river") and labels(m).sum(axis=0).tolist() == [N, N, N]
+    assert folder_manifest(tmp_path / "set", DOMAIN.extensions).table["path"].tolist() == sorted(m.table["path"])
+
+
+@pytest.mark.parametrize("name", ["folders", "aid"])
+def test_train_val_and_test_are_splits_in_a_release_too(tmp_path: Path, name: str) -> None:
+    for split in ("train", "val", "test"):
+        class_folders(tmp_path / split, ["Forest", "River"])
+    m = build_manifest(data(tmp_path, name))
+    assert m.classes == ("Forest", "River") and set(m.table["split"].value_counts()) == {2 * N}
+    assert build_manifest(data(tmp_path, name, split="official")).table["split"].tolist() == m.table["split"].tolist()
 
 
 def patches(root: Path, n: int, fine: list[list[str]]) -> list[str]:
@@ -215,6 +264,9 @@ def test_real_aid(shared: Path) -> None:
 
 
 def test_every_source_is_named_in_the_domain() -> None:
-    from vitdomains.satellite import DOMAIN
-
     assert set(DOMAIN.sources) == set(SOURCES)
+
+
+def test_a_misspelt_source_is_suggested(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="Did you mean folders\\?"):
+        build_manifest(data(tmp_path, "folder"))

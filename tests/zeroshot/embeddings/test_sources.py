@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.zeroshot.tiny import write_tiles
-from vitdomains.core.config.schema import Data
+from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.data.manifest import labels
 from vitdomains.core.errors import ImageError, ManifestError
 from vitdomains.zeroshot.embeddings.reader import read_image
@@ -92,3 +92,25 @@ def test_reviewed_labels_come_in_three_shapes(tmp_path: Path) -> None:
             read_reviewed(file, tiles)
     with pytest.raises(ManifestError, match="no file"):
         read_reviewed(tmp_path / "absent.csv", tiles)
+
+
+def test_a_misspelt_source_is_suggested(root: Path) -> None:
+    with pytest.raises(ManifestError, match="Did you mean tiles\\?"):
+        build_manifest(Data(root=str(root), sources=[Source(name="tile")]))
+
+
+def test_a_sample_keeps_labels_that_read_like_missing_ones(tmp_path: Path) -> None:
+    write_tiles(tmp_path / "x", 3, 16)
+    names = sorted(p.name for p in (tmp_path / "x").iterdir())
+    rows = zip([f"x\\{name}" for name in names], ["None", "NA", ""], strict=True)
+    text = "path;label\r\n" + "".join(f"{path};{label}\r\n" for path, label in rows)
+    (tmp_path / "t.csv").write_bytes(text.encode("utf-16"))
+    plan, targets = labelled_sample(tmp_path / "t.csv", make_prompts({"classes": ["none", "na"]}))
+    assert targets.tolist() == [[1, 0], [0, 1]] and all(Path(p).is_file() for p in plan.table["path"])
+
+
+def test_splits_are_no_classes_of_a_sample(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write_tiles(tmp_path / split / "forest", 2, 16)
+    plan, targets = labelled_sample(tmp_path, PROMPTS)
+    assert len(plan.table) == 4 and targets.sum(axis=0).tolist() == [0, 0, 4]

@@ -30,7 +30,7 @@ def predict(domain: Domain, argv: list[str]) -> int:
                         help="auto: the fastest of those that the bundle was exported for (default: %(default)s)")  # fmt: skip
     args = parse_args(parser, argv, "BUNDLE FILE_OR_FOLDER ... [--out predictions.csv]")
     from vitdomains.core.bundle import read_bundle
-    from vitdomains.core.data.manifest import folder_manifest
+    from vitdomains.core.data.folders import folder_manifest
     from vitdomains.core.inference.predictor import Predictor
     from vitdomains.core.inference.table import write_predictions
 

@@ -52,6 +52,7 @@ _PIXELS = Range(8, 8192)
 RANGES: dict[str, Range] = {
     "data.sources.limit": _COUNT,
     "data.min_positives": _COUNT,
+    "data.max_lost": _UNIT,
     "data.val_fraction": _SHARE,
     "data.test_fraction": _SHARE,
     "data.split_seed": Range(0, 2**32 - 1),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from vitdomains.core.data.manifest import Manifest, take, with_split
+from vitdomains.core.data.manifest import Manifest, take, with_split, without
 from vitdomains.core.data.splits import grouped_split
 from vitdomains.core.errors import ConfigError, ManifestError
 
@@ -153,14 +153,13 @@ def _buffered(m: Manifest, buffer: float) -> Manifest:
         if len(rows) and len(others):
             distance, _ = cKDTree(where[others]).query(where[rows])
             keep[rows[distance < buffer]] = False
-    log.info("%d of %d tiles lie in the buffer of %.0f m and are left out", int((~keep).sum()), len(m), buffer)
     for name in np.unique(splits):
         if not (splits[keep] == name).any():
             raise ManifestError(
                 f"The buffer of {buffer:g} m leaves no tile in the {name} split.",
                 hint="Lower data.block_buffer, or raise data.block_size.",
             )
-    return take(m, keep)
+    return without(m, ~keep, f"in the buffer of {buffer:.0f} m", "asked")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""Who computes shards: this process, or a crew of workers whose dead are replaced; the crew of local processes.
+"""Workers that compute shards: this process, or a pool whose dead workers are replaced; the pool of local processes.
 
-All crews call the same worker, a function from planned rows to result rows, and only the process that was started by the
+All pools call the same worker, a function from planned rows to result rows, and only the process that was started by the
 user writes anything. A worker that dies costs its shard a retry. A shard that keeps killing workers is divided until the
 tile that does it stands alone; that tile becomes a row with an error.
 """
@@ -35,7 +35,7 @@ MakeWorker = Callable[[], Work]
 """Loads what a worker needs, once in each process; is sent there, so it is a frozen dataclass or a partial of a function."""
 
 PARTS = 8
-"""Parts into which the rows of a task are divided that has killed a worker twice."""
+"""Parts into which the rows of a chunk are divided that has killed a worker twice."""
 
 DEATHS = 10
 """Workers that die in a row, with nothing done in between, before the job is given up: more than one bad tile can kill."""
@@ -53,7 +53,7 @@ def threads_per_worker(workers: int) -> int:
 
 
 @dataclass(frozen=True)
-class Task:
+class Chunk:
     """Rows of a shard that go to a worker together: all of them, or a part where the whole killed its worker."""
 
     shard: int
@@ -63,7 +63,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Report:
+class Message:
     """What a worker says: that it is ready, its result, or how it died."""
 
     worker: int
@@ -72,14 +72,14 @@ class Report:
     why: str = ""
 
 
-class Crew(Protocol):
-    """A number of workers, each of which takes one task at a time."""
+class Pool(Protocol):
+    """A number of workers, each of which takes one chunk at a time."""
 
-    def give(self, worker: int, rows: pd.DataFrame) -> None:
+    def submit(self, worker: int, rows: pd.DataFrame) -> None:
         """Start the work of an idle worker."""
 
-    def reports(self) -> list[Report]:
-        """Wait for at least one report. A ``VitDomainsError`` of a worker is raised: it would come again in any other."""
+    def messages(self) -> list[Message]:
+        """Wait for at least one message. A ``VitDomainsError`` of a worker is raised: it would come again in any other."""
 
     def replace(self, worker: int) -> None:
         """Start a new worker in the place of a dead one."""
@@ -88,59 +88,59 @@ class Crew(Protocol):
         """End all workers."""
 
 
-def inline(tasks: list[Task], make_worker: MakeWorker, threads: int) -> Iterator[tuple[int, pd.DataFrame]]:
+def inline(chunks: list[Chunk], make_worker: MakeWorker, threads: int) -> Iterator[tuple[int, pd.DataFrame]]:
     """Compute in this process, one shard after the other: (number of the shard, its result)."""
-    if not tasks:
+    if not chunks:
         return
     limit_threads(threads)
     work = make_worker()
-    for task in tasks:
-        yield task.shard, work(task.rows)
+    for chunk in chunks:
+        yield chunk.shard, work(chunk.rows)
 
 
-def by_crew(tasks: list[Task], crew: Crew) -> Iterator[tuple[int, pd.DataFrame]]:
-    """Share tasks out among the workers of a crew: (number of the shard, its result), in the order in which they are done.
+def on_pool(chunks: list[Chunk], pool: Pool) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Share chunks out among the workers of a pool: (number of the shard, its result), in the order in which they are done.
 
     Raises:
         ConfigError: Workers die one after the other with nothing done.
         VitDomainsError: As a worker raised it.
     """
-    waiting, busy = deque(tasks), dict[int, Task]()
-    parts: dict[int, dict[int, pd.DataFrame]] = {task.shard: {} for task in tasks}
-    sizes = {task.shard: len(task.rows) for task in tasks}
+    waiting, busy = deque(chunks), dict[int, Chunk]()
+    parts: dict[int, dict[int, pd.DataFrame]] = {chunk.shard: {} for chunk in chunks}
+    sizes = {chunk.shard: len(chunk.rows) for chunk in chunks}
     pattern: pd.DataFrame | None = None
     idle: set[int] = set()
     deaths = 0
     while parts:
         while waiting and idle:
-            task = waiting.popleft()
-            busy[worker := idle.pop()] = task
-            crew.give(worker, task.rows)
-        finished: list[tuple[Task, pd.DataFrame]] = []
-        for report in crew.reports():
-            current = busy.pop(report.worker, None)
-            if report.kind == "died":
-                idle.discard(report.worker)
+            chunk = waiting.popleft()
+            busy[worker := idle.pop()] = chunk
+            pool.submit(worker, chunk.rows)
+        finished: list[tuple[Chunk, pd.DataFrame]] = []
+        for message in pool.messages():
+            current = busy.pop(message.worker, None)
+            if message.kind == "died":
+                idle.discard(message.worker)
                 deaths += 1
-                _give_up_after(deaths, report.why)
-                logger.warning("a worker died (%s); another takes its place", report.why)
-                crew.replace(report.worker)
+                _give_up_after(deaths, message.why)
+                logger.warning("a worker died (%s); another takes its place", message.why)
+                pool.replace(message.worker)
                 if current and len(current.rows) == 1 and current.retried:
-                    finished.append((current, _failed(current.rows, report.why, pattern)))
+                    finished.append((current, _failed(current.rows, message.why, pattern)))
                 elif current:
                     waiting.extendleft(reversed(_again(current)))
                 continue
-            idle.add(report.worker)
-            if report.table is not None and current is not None:
-                deaths, pattern = 0, report.table.iloc[:0]
-                finished.append((current, report.table))
-        for task, table in finished:
-            of_shard = parts[task.shard]
-            of_shard[task.start] = table
-            if sum(map(len, of_shard.values())) >= sizes[task.shard]:
+            idle.add(message.worker)
+            if message.table is not None and current is not None:
+                deaths, pattern = 0, message.table.iloc[:0]
+                finished.append((current, message.table))
+        for chunk, table in finished:
+            of_shard = parts[chunk.shard]
+            of_shard[chunk.start] = table
+            if sum(map(len, of_shard.values())) >= sizes[chunk.shard]:
                 whole = [of_shard[start] for start in sorted(of_shard)]
-                del parts[task.shard]
-                yield task.shard, whole[0] if len(whole) == 1 else pd.concat(whole, ignore_index=True)
+                del parts[chunk.shard]
+                yield chunk.shard, whole[0] if len(whole) == 1 else pd.concat(whole, ignore_index=True)
 
 
 def _give_up_after(deaths: int, why: str) -> None:
@@ -152,15 +152,15 @@ def _give_up_after(deaths: int, why: str) -> None:
         )
 
 
-def _again(task: Task) -> list[Task]:
-    """A task that killed its worker, once more; the second time in parts."""
-    if not task.retried:
-        return [replace(task, retried=True)]
-    step = -(-len(task.rows) // PARTS)
+def _again(chunk: Chunk) -> list[Chunk]:
+    """A chunk that killed its worker, once more; the second time in parts."""
+    if not chunk.retried:
+        return [replace(chunk, retried=True)]
+    step = -(-len(chunk.rows) // PARTS)
     # A part that fails is divided at once; a single row gets a second chance, for workers also die by accident.
     return [
-        Task(task.shard, task.start + at, task.rows.iloc[at : at + step], retried=step > 1)
-        for at in range(0, len(task.rows), step)
+        Chunk(chunk.shard, chunk.start + at, chunk.rows.iloc[at : at + step], retried=step > 1)
+        for at in range(0, len(chunk.rows), step)
     ]
 
 
@@ -179,7 +179,7 @@ def _failed(rows: pd.DataFrame, why: str, pattern: pd.DataFrame | None) -> pd.Da
     return row.assign(error=error)
 
 
-class Processes:
+class ProcessPool:
     """Local processes, started anew (never forked: neither thread pools nor raster handles survive that)."""
 
     def __init__(self, make_worker: MakeWorker, workers: int, threads: int) -> None:
@@ -198,28 +198,28 @@ class Processes:
         theirs.close()  # so that its death closes the pipe
         self._workers[worker] = (process, ours)
 
-    def give(self, worker: int, rows: pd.DataFrame) -> None:
+    def submit(self, worker: int, rows: pd.DataFrame) -> None:
         """Send rows to an idle worker."""
         try:
             self._workers[worker][1].send(rows)
         except OSError:
             logger.debug("worker %d is gone; its closed pipe is reported next", worker)
 
-    def reports(self) -> list[Report]:
+    def messages(self) -> list[Message]:
         """What has come through the pipes."""
         at = {connection: worker for worker, (_, connection) in self._workers.items()}
-        return [self._report(at[ready], ready) for ready in wait(list(at)) if isinstance(ready, Connection)]
+        return [self._message(at[ready], ready) for ready in wait(list(at)) if isinstance(ready, Connection)]
 
-    def _report(self, worker: int, connection: Connection) -> Report:
+    def _message(self, worker: int, connection: Connection) -> Message:
         try:
-            told = connection.recv()
+            answer = connection.recv()
         except (EOFError, OSError):
             process = self._workers[worker][0]
             process.join()
-            return Report(worker, "died", why=f"exit code {process.exitcode}")
-        if isinstance(told, VitDomainsError):
-            raise told
-        return Report(worker, "ready" if told is None else "done", told)
+            return Message(worker, "died", why=f"exit code {process.exitcode}")
+        if isinstance(answer, VitDomainsError):
+            raise answer
+        return Message(worker, "ready" if answer is None else "done", answer)
 
     def replace(self, worker: int) -> None:
         """Start a process in the place of a dead one."""

@@ -1,4 +1,4 @@
-"""A crew of Ray actors for shards: any number of machines, GPUs by resource request; dead actors are replaced."""
+"""The pool of Ray actors: any number of machines, GPUs by resource request; dead actors are replaced."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from vitdomains.core.errors import ConfigError, VitDomainsError
-from vitdomains.core.jobs.pool import MakeWorker, Report, limit_threads
+from vitdomains.core.jobs.pool import MakeWorker, Message, limit_threads
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ _PATIENCE = 20.0
 """Seconds without an answer before the cluster is asked whether it is still there."""
 
 
-class RayActors:
+class RayPool:
     """Actors of a Ray cluster, on any number of machines; they load the model once each.
 
     Args:
@@ -49,11 +49,11 @@ class RayActors:
         for worker in range(workers):
             self.replace(worker)
 
-    def give(self, worker: int, rows: pd.DataFrame) -> None:
+    def submit(self, worker: int, rows: pd.DataFrame) -> None:
         """Call an idle actor."""
         self._pending[self._workers[worker].compute.remote(rows)] = (worker, "done")
 
-    def reports(self) -> list[Report]:
+    def messages(self) -> list[Message]:
         """What the actors have answered.
 
         Raises:
@@ -68,16 +68,16 @@ class RayActors:
                     hint="Give the same command again: finished shards are kept. Ray also gives up a machine that is too "
                     "busy or too short of memory to answer; take fewer --workers then.",
                 )
-        return [self._report(reference, *self._pending.pop(reference)) for reference in answered]
+        return [self._message(reference, *self._pending.pop(reference)) for reference in answered]
 
-    def _report(self, reference: Any, worker: int, kind: Literal["ready", "done"]) -> Report:
+    def _message(self, reference: Any, worker: int, kind: Literal["ready", "done"]) -> Message:
         try:
-            return Report(worker, kind, self._ray.get(reference))
+            return Message(worker, kind, self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, VitDomainsError):
                 raise cause from None
-            return Report(worker, "died", why=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            return Message(worker, "died", why=f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
 
     def replace(self, worker: int) -> None:
         """Start an actor, in the place of a dead one where there was one."""

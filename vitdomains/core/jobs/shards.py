@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ import pandas as pd
 
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.files import file_sha256, write_atomically, write_text
-from vitdomains.core.jobs.pool import MakeWorker, Processes, Task, by_crew, inline, threads_per_worker
-from vitdomains.core.jobs.ray_pool import RayActors
+from vitdomains.core.jobs.pool import Chunk, MakeWorker, ProcessPool, inline, on_pool, threads_per_worker
+from vitdomains.core.jobs.ray_pool import RayPool
+from vitdomains.core.terminal import OnProgress
 
 logger = logging.getLogger(__name__)
 
 Executor = Literal["inline", "processes", "ray"]
-OnProgress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -141,12 +141,12 @@ def run_shards(
     if not todo:
         return
     by_index = {shard.index: shard for shard in todo}
-    tasks = [Task(shard.index, 0, shard.rows) for shard in todo]
+    chunks = [Chunk(shard.index, 0, shard.rows) for shard in todo]
     threads = threads or threads_per_worker(1 if executor == "inline" else workers)
     # Writing, with its wait for the disk, happens beside the next shard's work; at most one result waits.
     with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
         last: Future[None] | None = None
-        results = _results(tasks, make_worker, executor, min(workers, len(tasks)), threads, ray_address, num_gpus)
+        results = _results(chunks, make_worker, executor, min(workers, len(chunks)), threads, ray_address, num_gpus)
         with closing(results):
             for index, table in results:
                 if last is not None:
@@ -159,7 +159,7 @@ def run_shards(
 
 
 def _results(
-    tasks: list[Task],
+    chunks: list[Chunk],
     make_worker: MakeWorker,
     executor: Executor,
     workers: int,
@@ -168,15 +168,15 @@ def _results(
     gpus: float,
 ) -> Generator[tuple[int, pd.DataFrame], None, None]:
     if executor == "inline":
-        yield from inline(tasks, make_worker, threads)
+        yield from inline(chunks, make_worker, threads)
         return
-    crew = (
-        Processes(make_worker, workers, threads)
+    pool = (
+        ProcessPool(make_worker, workers, threads)
         if executor == "processes"
-        else RayActors(make_worker, workers, threads, address, gpus)
+        else RayPool(make_worker, workers, threads, address, gpus)
     )
-    with closing(crew):
-        yield from by_crew(tasks, crew)
+    with closing(pool):
+        yield from on_pool(chunks, pool)
 
 
 def _files(index: int, out: Path) -> tuple[Path, Path]:

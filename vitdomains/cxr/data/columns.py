@@ -1,8 +1,9 @@
-"""What every reader of a release needs: its tables, its image folders, and patient facts in one spelling."""
+"""Columns of a release in one spelling: sex, age, view and size of a film, from tables and DICOM headers; image folders."""
 
 from __future__ import annotations
 
-import logging
+import bisect
+import math
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -12,14 +13,14 @@ import numpy as np
 import pandas as pd
 
 from vitdomains.core.config.schema import Source
+from vitdomains.core.data.manifest import Skipped
+from vitdomains.core.data.tables import as_text
 from vitdomains.core.errors import ManifestError
-
-log = logging.getLogger(__name__)
 
 AGE_BANDS = ("0-17", "18-39", "40-59", "60-79", "80+")
 _AGE_EDGES = (18.0, 40.0, 60.0, 80.0)
 _OLDEST = 120.0
-_AGE_UNITS = {"Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
+_AGE_UNITS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 _VIEWS = {
     "PA": "PA", "POSTEROANTERIOR": "PA", "AP": "AP", "ANTEROPOSTERIOR": "AP", "AP_HORIZONTAL": "AP", "AP AXIAL": "AP",
@@ -72,48 +73,48 @@ def locate(folders: Sequence[Path], names: Iterable[str]) -> list[str]:
     return result
 
 
-def sex(values: pd.Series) -> pd.Series:
-    """``F``, ``M`` or empty."""
-    first = values.fillna("").astype("str").str.strip().str.upper().str[:1]
-    return first.where(first.isin(["F", "M"]), "").astype("str")
+def named_rows(table: pd.DataFrame, key: str, path: Path) -> tuple[pd.DataFrame, tuple[Skipped, ...]]:
+    """The rows of a release's table that name an image in the column ``key``, and the others as left out."""
+    blank = as_text(table[key]).str.strip() == ""
+    if not blank.any():
+        return table, ()
+    names = tuple(f"{path.name}, row {row + 2}" for row in table.index[blank])
+    return table[~blank].reset_index(drop=True), (Skipped(f"a row without {key}", names),)
 
 
-def age(values: pd.Series) -> pd.Series:
-    """Years as float; DICOM's ``058Y``, ``013M``, ``002W``, ``005D`` are understood; beyond 0..120 is NaN."""
-    if pd.api.types.is_numeric_dtype(values):
-        years = values.astype(np.float64)
-    else:
-        parts = values.fillna("").astype("str").str.strip().str.upper().str.extract(r"^(\d+(?:\.\d+)?)([YMWD]?)$")
-        years = pd.to_numeric(parts[0], errors="coerce").astype(np.float64)
-        years = years * parts[1].map(_AGE_UNITS).astype(np.float64).fillna(1.0)
-    return years.where(years.between(0, _OLDEST))
+def sex(text: str) -> str:
+    """``F``, ``M`` or empty, of any spelling that begins so."""
+    first = text.strip().upper()[:1]
+    return first if first in ("F", "M") else ""
 
 
-def age_band(years: pd.Series) -> pd.Series:
-    """One of ``AGE_BANDS``, or empty where the age is unknown."""
-    values = years.to_numpy(dtype=np.float64)
-    bands = np.array(AGE_BANDS, dtype=object)[np.digitize(np.nan_to_num(values), _AGE_EDGES)]
-    return pd.Series(np.where(np.isnan(values), "", bands), index=years.index, dtype="str")
+def years(text: str) -> float:
+    """Age in years of a number or of DICOM's ``058Y``, ``013M``, ``002W``, ``005D`` (PS3.5, 6.2); beyond 0..120 NaN."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([YMWD]?)", text.strip().upper())
+    value = float(found[1]) * _AGE_UNITS[found[2]] if found else math.nan
+    return value if value <= _OLDEST else math.nan
 
 
-def view(values: pd.Series) -> pd.Series:
-    """``PA``, ``AP``, ``LATERAL`` or empty."""
-    upper = values.fillna("").astype("str").str.strip().str.upper()
-    return upper.map(_VIEWS).fillna("").astype("str")
+def age_band(value: float) -> str:
+    """One of ``AGE_BANDS``, or empty where the age is not known."""
+    return "" if math.isnan(value) else AGE_BANDS[bisect.bisect_right(_AGE_EDGES, value)]
 
 
-def patient_columns(
-    table: pd.DataFrame, sexes: str = "", years: str = "", views: str = "", *, index: pd.Index | None = None
-) -> pd.DataFrame:
+def view(text: str) -> str:
+    """``PA``, ``AP``, ``LATERAL`` or empty, of a publisher's or DICOM's word."""
+    return _VIEWS.get(text.strip().upper(), "")
+
+
+def patient_columns(table: pd.DataFrame, sexes: str = "", ages: str = "", views: str = "") -> pd.DataFrame:
     """``sex``, ``age``, ``age_band`` and ``view`` from the named columns, each where the table has it."""
-    extra = pd.DataFrame(index=table.index if index is None else index)
+    extra = pd.DataFrame(index=table.index)
     if sexes in table.columns:
-        extra["sex"] = sex(table[sexes])
-    if years in table.columns:
-        extra["age"] = age(table[years])
-        extra["age_band"] = age_band(extra["age"])
+        extra["sex"] = as_text(table[sexes]).map(sex).astype("str")
+    if ages in table.columns:
+        extra["age"] = as_text(table[ages]).map(years).astype(np.float64)
+        extra["age_band"] = extra["age"].map(age_band).astype("str")
     if views in table.columns:
-        extra["view"] = view(table[views])
+        extra["view"] = as_text(table[views]).map(view).astype("str")
     return extra
 
 

@@ -6,17 +6,18 @@ What is in a release and what its labels mean stands in ``data_cards/``. No read
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pandas as pd
 
 from vitdomains.core.config.schema import Source
-from vitdomains.core.data.manifest import Manifest, make_manifest
-from vitdomains.core.data.tables import find_file, label_columns, read_table, require_columns
+from vitdomains.core.data.manifest import Manifest, Skipped, make_manifest
+from vitdomains.core.data.tables import as_text, find_file, label_columns, read_list, read_table, require_columns
 from vitdomains.core.errors import ManifestError
 from vitdomains.cxr.data import label_maps, labels
-from vitdomains.cxr.data.columns import image_folders, locate, patient_columns, size_columns
+from vitdomains.cxr.data.columns import image_folders, locate, named_rows, patient_columns, size_columns
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,9 @@ def nih(source: Source, root: Path) -> Manifest:
     will do.
     """
     csv = find_file(root, source.csv, ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv"), "NIH label table")
-    table = read_table(csv, ("Image Index", "Finding Labels", "Patient ID"), text=("Patient ID",))
-    listed = [[x.strip() for x in cell.split("|")] for cell in table["Finding Labels"].fillna("").astype("str")]
+    wanted = ("Image Index", "Finding Labels", "Patient ID")
+    table, skipped = named_rows(read_table(csv, wanted, text=wanted), "Image Index", csv)
+    listed = [[x.strip() for x in cell.split("|")] for cell in as_text(table["Finding Labels"])]
     strange = sorted({x for row in listed for x in row} - {*labels.NIH, "No Finding", ""})
     if strange:
         raise ManifestError(
@@ -53,24 +55,19 @@ def nih(source: Source, root: Path) -> Manifest:
     extra = extra.join(size_columns(table, "OriginalImage[Width", "Height]"))
     if "Follow-up #" in table.columns:
         extra["follow_up"] = table["Follow-up #"]
-    names = table["Image Index"].astype("str").tolist()
-    return make_manifest(
-        names,
-        locate(image_folders(root, source, _NIH_FOLDERS), names),
-        table["Patient ID"].fillna("").tolist(),
-        classes,
-        targets,
-        splits=_nih_splits(root, names),
-        extra=extra,
-        name="nih_chestxray14",
-    )
+    names = table["Image Index"].str.strip().tolist()
+    m = make_manifest(
+        names, locate(image_folders(root, source, _NIH_FOLDERS), names), as_text(table["Patient ID"]).tolist(),
+        classes, targets, splits=_nih_splits(root, names), extra=extra, name="nih_chestxray14",
+    )  # fmt: skip
+    return replace(m, skipped=skipped)
 
 
 def _nih_splits(root: Path, names: list[str]) -> list[str] | None:
     lists = {"train": root / "train_val_list.txt", "test": root / "test_list.txt"}
     if not all(path.is_file() for path in lists.values()):
         return None
-    owner = {name: split for split, path in lists.items() for name in path.read_text().split()}
+    owner = {PureWindowsPath(line).name: split for split, path in lists.items() for line in read_list(path)}
     lost = [name for name in names if name not in owner]
     if lost:
         raise ManifestError(
@@ -78,23 +75,6 @@ def _nih_splits(root: Path, names: list[str]) -> list[str] | None:
             hint="Remove the lists to split by patient, or use the release's own table.",
         )
     return [owner[name] for name in names]
-
-
-def boxes(root: Path) -> pd.DataFrame:
-    """The boxes of NIH's ``BBox_List_2017.csv``: id, finding, x, y, w, h in pixels of the released 1024 x 1024 images.
-
-    Raises:
-        ManifestError: No such file, or fewer than six columns.
-    """
-    path = find_file(Path(root), "", ("BBox_List_2017.csv",), "box list")
-    # The header reads "Bbox [x,y,w,h],,,": its quoted comma is not quoted, so columns are taken by position.
-    table = pd.read_csv(path, header=None, skiprows=1)
-    if table.shape[1] < 6:
-        raise ManifestError(f"{path} has {table.shape[1]} columns, not six.", hint="Download the file again.")
-    table = table.iloc[:, :6]
-    table.columns = pd.Index(["id", "finding", "x", "y", "w", "h"])
-    found = [labels.canonical(str(f)) or str(f) for f in table["finding"]]
-    return table.assign(finding=found).astype(dict.fromkeys("xywh", np.float64))
 
 
 def chexpert(source: Source, root: Path) -> Manifest:
@@ -107,9 +87,10 @@ def chexpert(source: Source, root: Path) -> Manifest:
     present = [name for name in wanted if (root / name).is_file()]
     if not present:
         find_file(root, source.csv, ("train.csv", "valid.csv"), "CheXpert label table")
-    parts = []
+    parts, skipped = [], tuple[Skipped, ...]()
     for name in present:
-        part = read_table(root / name, ("Path",))
+        part, blank = named_rows(read_table(root / name, ("Path",), text=("Path",)), "Path", root / name)
+        skipped += blank
         if name == "test.csv" and "No Finding" not in part.columns:
             log.warning("%s has no labels and is left out", root / name)
             continue
@@ -129,20 +110,16 @@ def chexpert(source: Source, root: Path) -> Manifest:
     targets = label_columns(table, _CHEXPERT_COLUMNS, root)
     targets = labels.no_finding_closure(targets, labels.CHEXPERT)
     targets = labels.apply_policies(targets, labels.CHEXPERT, source.uncertain, source.blank)
-    side = table.get("AP/PA", pd.Series("", index=table.index)).fillna("").astype("str")
+    side = as_text(table.get("AP/PA", pd.Series("", index=table.index)))
     if "Frontal/Lateral" in table.columns:
-        side = side.where(table["Frontal/Lateral"].fillna("") != "Lateral", "LATERAL")
+        side = side.where(as_text(table["Frontal/Lateral"]) != "Lateral", "LATERAL")
     base = str(_chexpert_base(root, source, str(table["Path"].iloc[0])))
-    return make_manifest(
-        inner.tolist(),
-        [f"{base}/{p}" for p in inner],
-        group.tolist(),
-        labels.CHEXPERT,
-        targets,
+    m = make_manifest(
+        inner.tolist(), [f"{base}/{p}" for p in inner], group.tolist(), labels.CHEXPERT, targets,
         splits=table["split"].tolist() if not source.csv else None,
-        extra=patient_columns(table.assign(side=side), "Sex", "Age", "side"),
-        name="chexpert",
-    )
+        extra=patient_columns(table.assign(side=side), "Sex", "Age", "side"), name="chexpert",
+    )  # fmt: skip
+    return replace(m, skipped=skipped)
 
 
 def _chexpert_base(root: Path, source: Source, path: str) -> Path:
@@ -161,9 +138,10 @@ def padchest(source: Source, root: Path) -> Manifest:
     """
     names = ("PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv", "PADCHEST_chest_x_ray_images_labels_160K.csv")
     csv = find_file(root, source.csv, names, "PadChest label table")
-    table = read_table(csv, ("ImageID", "PatientID", "Projection", "Labels"), text=("ImageID", "PatientID", "Labels"))
+    wanted = ("ImageID", "PatientID", "Projection", "Labels")
+    table, skipped = named_rows(read_table(csv, wanted, text=wanted), "ImageID", csv)
     # Cells read "['nodule', ' pleural effusion']"; no label holds a quote.
-    cells = table["Labels"].fillna("").astype("str").str.findall(r"'([^']*)'")
+    cells = as_text(table["Labels"]).str.findall(r"'([^']*)'")
     listed = [[x.strip() for x in cell] for cell in cells]
     targets = labels.from_lists(listed, label_maps.PADCHEST_POSITIVE, label_maps.PADCHEST_UNSURE)
     normal = np.zeros((len(table), 1), dtype=np.float32)
@@ -177,20 +155,17 @@ def padchest(source: Source, root: Path) -> Manifest:
         table = table.assign(age=studied - pd.to_numeric(table["PatientBirth"], errors="coerce"))
     extra = patient_columns(table, "PatientSex_DICOM", "age", "Projection")
     extra = extra.join(size_columns(table, "Columns_DICOM", "Rows_DICOM"))
-    extra["projection"] = table["Projection"].fillna("").astype("str")
+    extra["projection"] = as_text(table["Projection"])
     if "MethodLabel" in table.columns:
-        extra["label_method"] = table["MethodLabel"].fillna("").astype("str")
+        extra["label_method"] = as_text(table["MethodLabel"])
     folders = image_folders(root, source, ("[0-9]", "[0-9][0-9]", "images/[0-9]", "images/[0-9][0-9]", "images", ""))
     ids = table["ImageID"].tolist()
-    return make_manifest(
-        ids,
-        locate(folders, ids),
-        table["PatientID"].fillna("").tolist(),
-        (*label_maps.PADCHEST_POSITIVE, labels.NO_FINDING),
-        np.concatenate([targets, normal], axis=1),
-        extra=extra,
-        name="padchest",
-    )
+    m = make_manifest(
+        ids, locate(folders, ids), as_text(table["PatientID"]).tolist(),
+        (*label_maps.PADCHEST_POSITIVE, labels.NO_FINDING), np.concatenate([targets, normal], axis=1),
+        extra=extra, name="padchest",
+    )  # fmt: skip
+    return replace(m, skipped=skipped)
 
 
 def vindr(source: Source, root: Path) -> Manifest:
@@ -199,12 +174,13 @@ def vindr(source: Source, root: Path) -> Manifest:
     A training image has one row a radiologist: the majority counts, a tie is unknown. The test rows are a consensus
     and the official test split. The release names no patient, so each image is its own group.
     """
-    parts = []
+    parts, skipped = [], tuple[Skipped, ...]()
     for split in ("train", "test"):
         csv = find_file(
             root, "", (f"annotations/image_labels_{split}.csv", f"image_labels_{split}.csv"), "VinDr-CXR table"
         )
-        table = read_table(csv, ("image_id",), text=("image_id",))
+        table, blank = named_rows(read_table(csv, ("image_id",), text=("image_id",)), "image_id", csv)
+        skipped += blank
         table.columns = pd.Index([c if c == "image_id" else c.lower() for c in table.columns])
         columns = sorted({*sum(label_maps.VINDR_POSITIVE.values(), ()), *label_maps.VINDR_JOINT.values()})
         require_columns(table, columns, csv)
@@ -212,28 +188,17 @@ def vindr(source: Source, root: Path) -> Manifest:
         share = values.groupby(table["image_id"], sort=True).mean()
         voted = (share > 0.5).astype(np.float32).where(share.notna() & (share != 0.5))
         folder = image_folders(root, source, (split,)) if not source.images else [root / source.images / split]
-        parts.append(
-            voted.assign(
-                id=voted.index,
-                split=split,
-                path=locate(folder, [f"{i}.dicom" for i in voted.index]),
-            )
-        )
+        paths = locate(folder, [f"{i}.dicom" for i in voted.index])
+        parts.append(voted.assign(id=voted.index, split=split, path=paths))
     joined = pd.concat(parts, ignore_index=True)
     targets = {f: joined[list(columns)].max(axis=1, skipna=False) for f, columns in label_maps.VINDR_POSITIVE.items()}
     targets |= {f: joined[column].where(joined[column] == 0) for f, column in label_maps.VINDR_JOINT.items()}
     ids = joined["id"].tolist()
     extra = pd.DataFrame({"view": pd.Series("PA", index=joined.index, dtype="str")})
-    return make_manifest(
-        ids,
-        joined["path"].tolist(),
-        ids,
-        tuple(targets),
-        np.stack([v.to_numpy(dtype=np.float32) for v in targets.values()], axis=1),
-        splits=joined["split"].tolist(),
-        extra=extra,
-        name="vindr_cxr",
-    )
+    stacked = np.stack([v.to_numpy(dtype=np.float32) for v in targets.values()], axis=1)
+    m = make_manifest(ids, joined["path"].tolist(), ids, tuple(targets), stacked, splits=joined["split"].tolist(),
+                      extra=extra, name="vindr_cxr")  # fmt: skip
+    return replace(m, skipped=skipped)
 
 
 def mimic(source: Source, root: Path) -> Manifest:
@@ -244,7 +209,8 @@ def mimic(source: Source, root: Path) -> Manifest:
     """
     stem = "mimic-cxr-2.0.0-"
     keys = ("dicom_id", "subject_id", "study_id")
-    meta = read_table(find_file(root, "", (f"{stem}metadata.csv.gz",), "MIMIC metadata"), keys, text=keys)
+    csv = find_file(root, "", (f"{stem}metadata.csv.gz",), "MIMIC metadata")
+    meta, skipped = named_rows(read_table(csv, keys, text=keys), "dicom_id", csv)
     csv = find_file(root, source.csv, (f"{stem}chexpert.csv.gz",), "MIMIC label table")
     rows = read_table(csv, ("subject_id", "study_id", *_CHEXPERT_COLUMNS), text=("subject_id", "study_id"))
     split = read_table(
@@ -262,13 +228,8 @@ def mimic(source: Source, root: Path) -> Manifest:
     paths = [f"{base}/p{p[:2]}/p{p}/s{s}/{d}.jpg" for d, p, s in meta[list(keys)].itertuples(index=False, name=None)]
     extra = patient_columns(meta, views="ViewPosition").join(size_columns(meta, "Columns", "Rows"))
     extra["study"] = meta["study_id"]
-    return make_manifest(
-        meta["dicom_id"].tolist(),
-        paths,
-        meta["subject_id"].tolist(),
-        labels.CHEXPERT,
-        values,
-        splits=named.reindex(meta["dicom_id"]).fillna("").tolist(),
-        extra=extra,
-        name="mimic_cxr_jpg",
-    )
+    m = make_manifest(
+        meta["dicom_id"].tolist(), paths, as_text(meta["subject_id"]).tolist(), labels.CHEXPERT, values,
+        splits=named.reindex(meta["dicom_id"]).fillna("").tolist(), extra=extra, name="mimic_cxr_jpg",
+    )  # fmt: skip
+    return replace(m, skipped=skipped)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import ImageError
+from vitdomains.cxr.data.columns import years
 from vitdomains.cxr.film.grayscale import (
     Grayscale,
     LookupTable,
@@ -208,7 +209,7 @@ def _from_dicom(header: Header, window: WindowChoice, max_pixels: int, modalitie
         sop_class=header.text("SOPClassUID"),
         modality=header.text("Modality"),
         sex=header.text("PatientSex").upper(),
-        age=_age(header.text("PatientAge")),
+        age=None if math.isnan(age := years(header.text("PatientAge"))) else age,
         photometric=header.text("PhotometricInterpretation"),
         bits=layout.stored,
         window=_describe(grayscale),
@@ -255,13 +256,6 @@ def _spacing(header: Header) -> tuple[float, float] | None:
         if len(values) == 2 and all(math.isfinite(value) and value > 0.0 for value in values):
             return values[0], values[1]
     return None
-
-
-def _age(text: str) -> float | None:
-    """Years from an age string such as 045Y, 018M, 006W or 003D (PS3.5, 6.2)."""
-    units = {"Y": 1.0, "M": 1.0 / 12.0, "W": 7.0 / 365.25, "D": 1.0 / 365.25}
-    number, unit = text[:-1].strip(), text[-1:].upper()
-    return int(number) * units[unit] if number.isdecimal() and unit in units else None
 
 
 def _describe(grayscale: Grayscale) -> str:

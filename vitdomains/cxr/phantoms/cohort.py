@@ -22,7 +22,6 @@ PHANTOM_FINDINGS = (
 )
 """The findings that the phantoms carry, in the order of the bits of a mask file (bit 0 first)."""
 
-_AGE_BANDS = ((40, "18-39"), (55, "40-54"), (70, "55-69"), (200, "70+"))
 # Chance of a finding in a patient who is not healthy; conditional boosts follow in `_draw_findings`.
 _PREVALENCE: Mapping[str, float] = {
     "Cardiomegaly": 0.20,
@@ -89,11 +88,6 @@ class FilmSpec:
     view: str = "PA"
     findings: Mapping[str, Finding] = field(default_factory=dict)
     number: int = 0
-
-
-def age_band(age: float) -> str:
-    """The age band of a report's sub-groups for an age in years."""
-    return next(name for limit, name in _AGE_BANDS if age < limit)
 
 
 def draw_patient(index: int, rng: np.random.Generator) -> Patient:

@@ -25,7 +25,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import ManifestError
-from vitdomains.cxr.phantoms.cohort import PHANTOM_FINDINGS, FilmSpec, age_band, assign_splits, draw_cohort
+from vitdomains.cxr.data.columns import age_band
+from vitdomains.cxr.phantoms.cohort import PHANTOM_FINDINGS, FilmSpec, assign_splits, draw_cohort
 from vitdomains.cxr.phantoms.dicom import write_dicom
 from vitdomains.cxr.phantoms.film import make_film
 

@@ -8,8 +8,7 @@ band; the reader finds the other bands beside it.
 from __future__ import annotations
 
 import json
-import logging
-import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +18,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from vitdomains.core.config.schema import Source
-from vitdomains.core.data.manifest import Manifest, make_manifest
-from vitdomains.core.data.tables import require_columns
+from vitdomains.core.data.folders import sub_folders
+from vitdomains.core.data.manifest import Manifest, make_manifest, without
+from vitdomains.core.data.tables import read_list, read_table
 from vitdomains.core.errors import ManifestError
-
-log = logging.getLogger(__name__)
 
 REFERENCE = "B02"
 """The band whose path stands for the patch: at full resolution in every release."""
@@ -95,17 +93,15 @@ def _read(source: Source, root: Path, classes: tuple[str, ...]) -> Manifest:
             f"{root} holds neither metadata.parquet nor patch folders with a *_labels_metadata.json.",
             hint="Point the source's root at the release; see data_cards/bigearthnet.md.",
         )
-    patches = sorted(entry.name for entry in os.scandir(base) if entry.is_dir())
+    patches = [folder.name for folder in sub_folders(base)]
     with ThreadPoolExecutor(8) as pool:
         listed = list(pool.map(lambda name: _labels_of(base / name), patches))
     return _manifest(patches, [base / name for name in patches], listed, classes, _split_lists(root), "bigearthnet")
 
 
 def _has_patches(base: Path) -> bool:
-    if not base.is_dir():
-        return False
-    first = next((entry for entry in os.scandir(base) if entry.is_dir()), None)
-    return first is not None and (Path(first) / f"{first.name}_labels_metadata.json").is_file()
+    first = next(iter(sub_folders(base)), None)
+    return first is not None and (first / f"{first.name}_labels_metadata.json").is_file()
 
 
 def _labels_of(patch: Path) -> list[str]:
@@ -122,16 +118,14 @@ def _split_lists(root: Path) -> dict[str, str]:
     for split in ("train", "val", "test"):
         for file in (root / f"{split}.csv", root / f"bigearthnet-{split}.csv"):
             if file.is_file():
-                lines = file.read_text(encoding="utf-8").splitlines()
-                splits |= dict.fromkeys((line.split(",")[0].strip() for line in lines if line.strip()), split)
+                splits |= dict.fromkeys((re.split("[,;\t]", line)[0].strip() for line in read_list(file)), split)
     return splits
 
 
 def _version_2(source: Source, root: Path, table: Path, classes: tuple[str, ...]) -> Manifest:
-    meta = pd.read_parquet(table)
-    require_columns(meta, ["patch_id", "labels"], table)
+    meta = read_table(table, ("patch_id", "labels"), text=("patch_id",))
     base = root / (source.images or "BigEarthNet-S2")
-    patches = meta["patch_id"].astype("str").tolist()
+    patches = meta["patch_id"].tolist()
     # S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57 lies in the folder of its scene, the name without row and column.
     places = [base / patch.rsplit("_", 2)[0] / patch for patch in patches]
     splits = {}
@@ -153,17 +147,12 @@ def _manifest(
     extra: pd.DataFrame | None = None,
 ) -> Manifest:
     targets = multi_hot(listed, classes)
-    known = targets.any(axis=1)
-    if not known.all():
-        log.info("%s: %d patches have none of the %d classes and are left out", card, int((~known).sum()), len(classes))
-    rows = np.flatnonzero(known).tolist()
-    ids = [patches[i] for i in rows]
-    paths = [str((places[i] / f"{patches[i]}_{REFERENCE}.tif").absolute()) for i in rows]
-    return make_manifest(
-        ids, paths, ids, classes, targets[rows], name=card,
-        splits=[splits.get(name, "") for name in ids] if splits else None,
-        extra=None if extra is None else extra.iloc[rows],
+    paths = [str((place / f"{patch}_{REFERENCE}.tif").absolute()) for place, patch in zip(places, patches, strict=True)]
+    m = make_manifest(
+        patches, paths, patches, classes, targets, name=card,
+        splits=[splits.get(name, "") for name in patches] if splits else None, extra=extra,
     )  # fmt: skip
+    return without(m, ~targets.any(axis=1), f"none of the {len(classes)} classes", "asked")
 
 
 def multi_hot(listed: Sequence[Iterable[str]], classes: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from vitdomains.core.data.folders import folder_manifest
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.files import write_text
@@ -121,7 +122,12 @@ def statistics_command(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args(argv)
-    paths = [file for path in args.paths for file in _files(path, domain.extensions)]
+    # An address is no path of this machine: it stays as it was given.
+    paths = [
+        file
+        for path in args.paths
+        for file in (list(folder_manifest(path, domain.extensions).table["path"]) if Path(path).is_dir() else [path])
+    ]
     with shown_progress() as on_progress:
         found = band_statistics(
             paths,
@@ -137,10 +143,3 @@ def statistics_command(domain: Domain, argv: list[str]) -> int:
     console.print(f"--data.mean '{json.dumps([round(value, 6) for value in found.mean])}'")
     console.print(f"--data.std '{json.dumps([round(value, 6) for value in found.std])}'")
     return 0
-
-
-def _files(path: str, extensions: tuple[str, ...]) -> list[str]:
-    folder = Path(path)
-    if not folder.is_dir():
-        return [path]
-    return sorted(str(file) for file in folder.rglob("*") if file.suffix.lower() in extensions)

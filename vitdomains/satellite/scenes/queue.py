@@ -12,10 +12,11 @@ import pandas as pd
 import torch
 
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
-from vitdomains.core.data.manifest import folder_manifest, read_manifest
+from vitdomains.core.data.folders import folder_manifest
+from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.data.selection import CHOICES, queue
-from vitdomains.core.data.tables import require_columns
+from vitdomains.core.data.tables import read_table
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, ManifestError
 from vitdomains.core.files import write_atomically
@@ -28,6 +29,7 @@ from vitdomains.satellite.data.reader import read_image, read_pixels
 log = logging.getLogger(__name__)
 
 _TABLES = (".parquet", ".csv")
+_TEXT = ("tile_id", "scene", "path", "label", "error")
 _NEEDED = (*PLACE, "label", "margin", "entropy", "error")
 
 
@@ -82,9 +84,8 @@ def _tiles(domain: Domain, inputs: list[str], bundle: Bundle | None, on_progress
     if first.suffix in _TABLES:
         if len(inputs) > 1 or not first.is_file():
             raise ManifestError(f"{' '.join(inputs)}: no single table of tiles.", hint="Give one table, or tile files.")
-        table = pd.read_parquet(first) if first.suffix == ".parquet" else pd.read_csv(first)
-        require_columns(table, _NEEDED, first)
-        return table.assign(error=table["error"].fillna(""))
+        table = read_table(first, _NEEDED, text=_TEXT)
+        return table.assign(**{name: table[name].fillna("") for name in _TEXT})
     if bundle is None:
         raise ConfigError("Tile files need a model to be unsure of them.", hint="Give --bundle.")
     found = folder_manifest(inputs, domain.extensions, domain.name).table

@@ -12,8 +12,7 @@ import numpy as np
 
 from vitdomains.core.domain import Domain
 from vitdomains.core.files import write_text
-from vitdomains.core.jobs.shards import OnProgress
-from vitdomains.core.terminal import console, shown_progress
+from vitdomains.core.terminal import OnProgress, console, shown_progress
 from vitdomains.zeroshot.align.data import Pairs, class_prompts, hold_out, read_pairs
 from vitdomains.zeroshot.align.towers import Pooling, dual_encoder
 from vitdomains.zeroshot.align.train import Alignment, Loss, Trained, align, top_one

@@ -13,8 +13,8 @@ import pandas as pd
 
 from vitdomains.core.config.schema import Source
 from vitdomains.core.data.manifest import labels
+from vitdomains.core.data.sources import folders
 from vitdomains.core.errors import ManifestError
-from vitdomains.zeroshot.embeddings.sources import folders
 from vitdomains.zeroshot.labels.prompts import PromptSet, make_prompts
 
 

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.files import write_atomically
-from vitdomains.core.jobs.shards import OnProgress
 from vitdomains.core.models.image_tower import ImageTower
+from vitdomains.core.terminal import OnProgress
 from vitdomains.core.training.run_state import Identity, load_state, save_state
 from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.embeddings.reader import read_image

@@ -3,90 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config.schema import Data, Source
-from vitdomains.core.data.manifest import (
-    Manifest,
-    folder_manifest,
-    labels,
-    make_manifest,
-    merge,
-    read_manifest,
-    select_classes,
-    take,
-    validate,
-)
-from vitdomains.core.data.sources import complete_splits, keep_rows, limited, source_root
+from vitdomains.core.config.schema import Data
+from vitdomains.core.data import sources
+from vitdomains.core.data.endings import RASTERS
+from vitdomains.core.data.folders import class_folders
+from vitdomains.core.data.manifest import Manifest, log_skipped, make_manifest, read_manifest, without
+from vitdomains.core.data.sources import DomainSources, Reader, folders, listed_labels, tiles
+from vitdomains.core.data.tables import as_text, local_path, read_table
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.tiles_table import PLACE
-from vitdomains.zeroshot.embeddings.store import EXTENSIONS, TilePlan
-from vitdomains.zeroshot.labels.prompts import PromptSet, matching_class, plain
+from vitdomains.zeroshot.embeddings.store import TilePlan
+from vitdomains.zeroshot.labels.prompts import PromptSet, matching_class
 
 logger = logging.getLogger(__name__)
 
 
-def folders(source: Source, root: Path) -> Manifest:
-    """Any folder whose sub-folders are classes; an image belongs to the one that it lies in.
-
-    Raises:
-        ManifestError: There is no image in a sub-folder.
-    """
-    base = (root / source.images).absolute()
-    found = folder_manifest(base, EXTENSIONS, root.absolute().name).table
-    parts = [Path(path).relative_to(base).parts for path in found["path"]]
-    inside = np.array([len(part) > 1 for part in parts])
-    if not inside.any():
-        raise ManifestError(
-            f"{base} has no images in sub-folders.", hint="Give the folder that holds the class folders."
-        )
-    names = [part[0] for part in parts if len(part) > 1]
-    classes = sorted(set(names))
-    targets = np.eye(len(classes), dtype=np.float32)[[classes.index(name) for name in names]]
-    ids = ["/".join(part) for part in parts if len(part) > 1]
-    return make_manifest(ids, list(found["path"][inside]), ids, classes, targets, name=root.absolute().name)
-
-
-def tiles(source: Source, root: Path) -> Manifest:
-    """A manifest, ``manifest.csv`` unless ``csv`` names another, as ``student`` writes it."""
-    return read_manifest(root / (source.csv or "manifest.csv"), name=root.absolute().name)
-
-
-SOURCES: dict[str, Callable[[Source, Path], Manifest]] = {"folders": folders, "tiles": tiles}
+SOURCES: dict[str, Reader] = {"folders": folders, "tiles": tiles}
 
 
 def build_manifest(data: Data) -> Manifest:
-    """The manifest of a config: sources -> keep, limit -> merge -> classes -> split -> checks. Tiles have one class each.
-
-    Raises:
-        ManifestError: A source is not there, or has none of the classes.
-    """
-    parts = []
-    for source in data.sources or [Source(name="folders")]:
-        if source.name not in SOURCES:
-            raise ManifestError(f"Unknown source {source.name!r}.", hint=f"Allowed: {', '.join(SOURCES)}.")
-        part = keep_rows(SOURCES[source.name](source, source_root(source, data)), source.keep)
-        parts.append(limited(part, source.limit, data.split_seed) if source.limit else part)
-    m = merge(parts)
-    if data.classes:
-        spelled = {plain(name): name for name in data.classes}
-        renamed = {c: spelled[plain(c)] for c in m.classes if plain(c) in spelled}
-        if not renamed:
-            raise ManifestError(
-                f"No source has {', '.join(data.classes[:5])}; they have {', '.join(m.classes[:10])}.",
-                hint="Name folders as the classes; `evaluate` with --classes knows aliases too.",
-            )
-        table = m.table.rename(columns=renamed)
-        m = select_classes(Manifest(table, tuple(renamed.get(c, c) for c in m.classes), m.name), data.classes)
-        m = take(m, (labels(m) == 1).any(axis=1))
-    m = complete_splits(m, data)
-    validate(m, require_positives=False)
-    return m
+    """The manifest of a config, as ``core.data.sources.build_manifest``; without sources: class folders under ``data.root``."""
+    return sources.build_manifest(data, DomainSources(SOURCES, "folders", drop_rare=False))
 
 
 def labelled_sample(source: str | Path, prompts: PromptSet) -> tuple[TilePlan, npt.NDArray[np.float64]]:
@@ -100,7 +43,8 @@ def labelled_sample(source: str | Path, prompts: PromptSet) -> tuple[TilePlan, n
         ManifestError: Nothing is there, or no label is a class.
     """
     path = Path(source)
-    m = folders(Source(), path) if path.is_dir() else _table(path)
+    m = class_folders(path, RASTERS, path.name, least=1) if path.is_dir() else _table(path)
+    log_skipped(m)
     matched = {name: matching_class(prompts, name) for name in m.classes}
     strange = [name for name, match in matched.items() if not match]
     if len(strange) == len(m.classes):
@@ -124,12 +68,16 @@ def labelled_sample(source: str | Path, prompts: PromptSet) -> tuple[TilePlan, n
 
 
 def _table(path: Path) -> Manifest:
-    if path.suffix == ".csv" and path.is_file():
-        head = pd.read_csv(path, nrows=0).columns
-        if {"path", "label"} <= set(head):
-            table = pd.read_csv(path, dtype={"path": "str", "label": "str"}).dropna(subset=["path", "label"])
-            files = [str((path.parent / file).absolute()) for file in table["path"]]
-            classes = sorted(set(table["label"]))
-            targets = np.eye(len(classes), dtype=np.float32)[[classes.index(name) for name in table["label"]]]
-            return make_manifest(list(table["path"]), files, list(table["path"]), classes, targets, name=path.stem)
-    return read_manifest(path)
+    """A manifest; or any table with ``path`` and ``label``."""
+    if not path.is_file():
+        raise ManifestError(f"There is no {path}.", hint="Give a folder of class folders, a table or a manifest.")
+    table = read_table(path, text=("path", "label"))
+    if not {"path", "label"} <= {*table.columns}:
+        return read_manifest(path)
+    paths = as_text(table["path"])
+    classes, listed = listed_labels(table["label"], "\n")
+    targets = np.array([[name in names for name in classes] for names in listed], dtype=np.float32)
+    files = [local_path(path.parent.absolute(), file) for file in paths]
+    m = make_manifest(list(paths), files, list(paths), classes, targets.reshape(len(paths), -1), name=path.stem)
+    blank = (paths.str.strip() == "").to_numpy() | ~targets.any(axis=1)
+    return without(m, blank, "a row without a path or a label")

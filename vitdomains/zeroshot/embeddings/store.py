@@ -14,7 +14,6 @@ import json
 import logging
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -26,7 +25,8 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from vitdomains.core.data.manifest import folder_manifest
+from vitdomains.core.data.endings import RASTERS
+from vitdomains.core.data.folders import folder_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ImageError, ManifestError
 from vitdomains.core.files import file_sha256, write_atomically, write_text
@@ -36,7 +36,8 @@ from vitdomains.core.geo.map.tiles_table import PLACE
 from vitdomains.core.geo.map.vectors import Georeference
 from vitdomains.core.geo.read.raster import describe_raster
 from vitdomains.core.jobs.pool import MakeWorker
-from vitdomains.core.jobs.shards import OnProgress, iter_shards, plan_shards, run_shards, verify_shards
+from vitdomains.core.jobs.shards import iter_shards, plan_shards, run_shards, verify_shards
+from vitdomains.core.terminal import OnProgress
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,6 @@ logger = logging.getLogger(__name__)
 # The key is a hash of the bytes of a file, for a window of the scene's hash and the window, so that the same picture is
 # recognised under any name and a changed one is not mistaken for the old.
 
-EXTENSIONS = (".tif", ".tiff", ".jp2", ".jpg", ".jpeg", ".png", ".bmp", ".webp")
 KEY_DIGITS = 32
 _HASHERS = 4
 _PLACE_TYPES = dict(zip(PLACE, ["str"] * 3 + ["int32"] * 4, strict=True))
@@ -74,8 +74,9 @@ def plan_tiles(inputs: Sequence[str | Path], tile: int = 0, overlap: float = 0.0
         ManifestError: Nothing was found.
         ConfigError: The tiling is not possible.
     """
-    files = folder_manifest(inputs, EXTENSIONS, "tiles").table
-    skipped = _skipped(inputs)
+    found = folder_manifest(inputs, RASTERS, "tiles")
+    files = found.table
+    skipped = {path: part.reason for part in found.skipped for path in part.names}
     if not tile:
         whole = {name: np.full(len(files), -1, np.int32) for name in ("col", "row", "width", "height")}
         names = [os.path.basename(path) for path in files["path"]]
@@ -94,24 +95,6 @@ def plan_tiles(inputs: Sequence[str | Path], tile: int = 0, overlap: float = 0.0
         places[scene.name] = (scene.place.transform, scene.place.crs)
         tables.append(plan_table(scene.place.grid, scene.name, path))
     return TilePlan(pd.concat(tables[len(tables) > 1 :], ignore_index=True)[list(PLACE)], places, unread, skipped)
-
-
-def _skipped(inputs: Sequence[str | Path]) -> dict[str, str]:
-    """Files of the folders whose ending is none of a picture: path -> reason; the log counts them by reason."""
-    found = {
-        os.path.join(base, name): f"{Path(name).suffix.lower() or 'no'} ending is not read"
-        for entry in inputs
-        for base, _, names in os.walk(entry)
-        for name in names
-        if not name.startswith(".") and not name.lower().endswith(EXTENSIONS)
-    }
-    if found:
-        counts = Counter(found.values()).most_common()
-        logger.warning(
-            "%d files are not taken (%s): %s", len(found), "; ".join(f"{n}: {reason}" for reason, n in counts[:5]),
-            ", ".join(list(found)[:5]),
-        )  # fmt: skip
-    return found
 
 
 def places_of(table: pd.DataFrame) -> dict[str, Georeference]:

@@ -28,7 +28,7 @@ from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import tile_table
 from vitdomains.core.geo.map.vectors import write_geoparquet
 from vitdomains.core.jobs.pool import MakeWorker
-from vitdomains.core.jobs.shards import OnProgress
+from vitdomains.core.terminal import OnProgress
 from vitdomains.zeroshot.embeddings.run import MakeEmbedder, about_towers, make_work
 from vitdomains.zeroshot.embeddings.store import Index, TilePlan, add_tiles, open_index, tile_keys
 from vitdomains.zeroshot.labels.classify import Classifier, calibrated, corrected_for_prior, decide, reweighted

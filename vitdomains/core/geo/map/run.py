@@ -22,7 +22,8 @@ from vitdomains.core.geo.map.vectors import write_geoparquet, write_vectors
 from vitdomains.core.geo.read.http import is_remote, shown
 from vitdomains.core.geo.read.raster import describe_raster
 from vitdomains.core.geo.read.scene_paths import BESIDE, files_of
-from vitdomains.core.jobs.shards import Executor, OnProgress, Shard, iter_shards, plan_shards, run_shards, verify_shards
+from vitdomains.core.jobs.shards import Executor, Shard, iter_shards, plan_shards, run_shards, verify_shards
+from vitdomains.core.terminal import OnProgress
 
 
 @dataclass(frozen=True)
