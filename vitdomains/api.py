@@ -215,7 +215,7 @@ class Model:
         Raises:
             ManifestError: None of the inputs exists, or no image was found.
         """
-        from vitdomains.core.data.manifest import folder_manifest
+        from vitdomains.core.data.folders import folder_manifest
         from vitdomains.core.inference.table import predictions_table
         from vitdomains.core.terminal import shown_progress
 

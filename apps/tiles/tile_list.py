@@ -7,14 +7,13 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from apps.shared.bundle_info import BundleInfo
-from vitdomains.core.data.tables import require_columns
+from vitdomains.core.data.tables import as_text, read_table, require_columns
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.outputs import Labels, class_colours
 from vitdomains.core.geo.map.tiles_table import PLACE, classes_of
@@ -148,7 +147,8 @@ def _read(path: Path) -> pd.DataFrame:
             names = [n for n in pq.read_schema(path).names if n not in ("geometry", "bbox")]
             table = pd.read_parquet(path, columns=names)
         else:
-            table = pd.read_csv(path).drop(columns=["geometry", "bbox"], errors="ignore")
+            table = read_table(path, text=("tile_id", "scene", "path", "label", "error"))
+            table = table.drop(columns=["geometry", "bbox"], errors="ignore")
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path} cannot be read: {error}.", hint="Write it again with map.") from error
     require_columns(table, _NEEDED, path)
@@ -242,11 +242,10 @@ def _queued(table: pd.DataFrame, queue: Path | None) -> NDArray[np.int64]:
     if queue is None:
         return places
     try:
-        wanted: Any = pd.read_parquet(queue, columns=["tile_id"]) if queue.suffix == ".parquet" else pd.read_csv(queue)
-        order = wanted["tile_id"].astype("str").tolist()
-    except (OSError, ValueError, KeyError) as error:
+        order = as_text(read_table(queue, ("tile_id",), text=("tile_id",))["tile_id"]).tolist()
+    except ManifestError as error:
         raise ManifestError(
-            f"{queue} is no queue of tiles: {error}.", hint="Write it with python -m vitdomains.satellite queue."
+            f"{queue} is no queue of tiles: {error.message}", hint="Write it with python -m vitdomains.satellite queue."
         ) from error
     rank = {tile: i for i, tile in reversed([*enumerate(order)])}
     found = table["tile_id"].map(rank)

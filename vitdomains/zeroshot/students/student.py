@@ -17,6 +17,7 @@ import yaml
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.data.manifest import make_manifest, read_manifest, write_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
+from vitdomains.core.data.tables import read_table
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, classes_of
@@ -59,7 +60,7 @@ def read_reviewed(file: str | Path, tiles: pd.DataFrame, digests: Mapping[str, s
     path = Path(file)
     if not path.is_file():
         raise ManifestError(f"There is no file {path}.", hint="Give the table of reviewed labels.")
-    table = _table(path)
+    table = read_table(path, text=("tile_id", "id", "item", "label", "value:label"))
     classes = classes_of(list(tiles.columns))
     if any(str(c).startswith("label:") for c in table.columns):
         m = read_manifest(path)
@@ -96,18 +97,6 @@ def read_reviewed(file: str | Path, tiles: pd.DataFrame, digests: Mapping[str, s
     if set(found.values()) <= {UNKNOWN}:
         raise ManifestError(f"{path} has a label for none of the tiles.", hint="Compare its tile_id with labels.csv.")
     return found
-
-
-def _table(path: Path) -> pd.DataFrame:
-    """A table as text; only the empty cell is missing, for ids may be numbers and a class may be called NA."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, dtype="str", keep_default_na=False, na_values=[""], encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise ManifestError(
-            f"{path} cannot be read as a table: {error}.", hint="Save it as CSV in UTF-8, with commas, or as Parquet."
-        ) from error
 
 
 def student_manifest(
