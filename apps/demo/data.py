@@ -104,9 +104,7 @@ def make_zeroshot(folder: Path, size: Size, on_progress: OnProgress) -> str:
         tuple(str(folder / "shown" / name) for name in shown), groups, KINDS, tuple(c.prompts for c in prompts.classes)
     )
     parts = small_towers([text for c in prompts.classes for text in c.prompts], PICTURE)
-    how = Alignment(
-        "full", True, steps=size.pair_steps, batch_size=64, lr=1e-3, text_rate=1.0, save_every=size.pair_steps
-    )
+    how = Alignment("full", True, steps=size.pair_steps, batch_size=64, lr=1e-3, text_rate=1.0)
     align(parts, pairs, folder / "work", how, on_progress=on_progress).save(folder / "model")
     truth = _write_pictures(folder / "tiles", size.land_side, seed=4, step=PICTURE)
     label_tiles(

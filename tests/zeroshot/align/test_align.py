@@ -158,7 +158,8 @@ def _accuracy(parts: Parts, pairs: Pairs) -> float:
     Alignment(steps=60, batch_size=18, lr=0.02, text_rate=1.0, chunk=6),
     Alignment(trained="lora", unlock_image=True, steps=60, batch_size=18, chunk=9, lr=0.02),
     Alignment(trained="full", loss="sigmoid", steps=60, batch_size=18, chunk=9, lr=0.01),
-], ids=["projection", "lora", "full"])  # fmt: skip
+    Alignment(trained="full", steps=60, batch_size=18, chunk=9, lr=0.01, precision="bf16"),
+], ids=["projection", "lora", "full", "bf16"])  # fmt: skip
 def test_training_learns_and_loads_as_a_normal_model(how: Alignment, pairs: Pairs, tmp_path: Path) -> None:
     parts = dual()
     state = parts.model.vision_model.state_dict()
@@ -174,7 +175,7 @@ def test_training_learns_and_loads_as_a_normal_model(how: Alignment, pairs: Pair
 
 def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(pairs: Pairs, tmp_path: Path) -> None:
     parts = dual()  # once: a tokenizer that is trained again may number its words otherwise
-    how = Alignment(steps=6, batch_size=9, save_every=2, trained="lora")
+    how = Alignment(steps=6, batch_size=9, save_seconds=0.0, trained="lora")
 
     class Stop(Exception):
         pass

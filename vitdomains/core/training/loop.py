@@ -180,7 +180,7 @@ def train_epoch(training: Training, epoch: int, size: int) -> float:
         state["global_step"] += 1
         training.seen += len(batch[2]) * training.fabric.world_size
         if last or state["global_step"] % run.log_every == 0:
-            loss = finite(mean_loss(training, losses[-run.log_every :]), state["global_step"], rate)
+            loss = finite(mean_loss(training, losses[-run.log_every :]), state["global_step"], rate, training.remedy)
             if training.log:
                 training.log.write(
                     state["global_step"], epoch, {"train/loss": loss, "train/lr": rate, "train/size": float(size)}
@@ -307,11 +307,8 @@ def batches_in_group(step: int, steps: int, accumulate: int) -> int:
     return min(accumulate, steps - step // accumulate * accumulate)
 
 
-def finite(loss: float, step: int, rate: float) -> float:
+def finite(loss: float, step: int, rate: float, remedy: str) -> float:
     """The loss, or an error that says what usually helps."""
     if not math.isfinite(loss):
-        raise TrainingError(
-            f"The loss is {loss} at step {step} (learning rate {rate:.2g}).",
-            hint="Lower recipe.lr, lengthen recipe.warmup_epochs, set recipe.clip_norm to 1, or use recipe.precision=fp32.",
-        )
+        raise TrainingError(f"The loss is {loss} at step {step} (learning rate {rate:.2g}).", hint=remedy)
     return loss

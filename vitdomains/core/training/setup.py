@@ -30,6 +30,7 @@ Backward = Callable[[int], Tensor]
 """Adds the gradients of one batch, divided by a number of batches, to the parameters; returns the loss."""
 Objective = Callable[["Training", Batch, int, int], Backward]
 """What is minimised: a batch, its epoch and its step -> its backward pass, which may be run again (sharpness-aware steps)."""
+REMEDY = "Lower recipe.lr, lengthen recipe.warmup_epochs, set recipe.clip_norm to 1, or use recipe.precision=fp32."
 ANEW = "Resume with the same configuration, choose another --run.dir, or start anew with --run.overwrite true."
 
 
@@ -50,6 +51,7 @@ class Training:
     state: dict[str, Any]
     log: RunLog | None
     on_step: OnStep
+    remedy: str
     seen: int = 0
     saved_at: float = 0.0
 
@@ -91,6 +93,7 @@ def start(
     image_size: int = 0,
     initialise: Callable[[Batches], None] = lambda batches: None,
     hint: str = ANEW,
+    remedy: str = REMEDY,
     on_step: OnStep,
 ) -> Training:
     """Build the optimiser and go to where a resumed run stopped.
@@ -106,6 +109,7 @@ def start(
         image_size: Input size, pixels.
         initialise: Called before the first step of a run that is not resumed.
         hint: How to start anew where the state is another run's.
+        remedy: What helps where the loss is not finite.
         on_step: Called after every step.
 
     Raises:
@@ -135,7 +139,7 @@ def start(
     described = {"recipe": json.dumps(asdict(recipe))}
     log = RunLog(folder.parent, state["global_step"], run.mlflow, described) if fabric.is_global_zero else None
     return Training(config, objective, batches, fabric, model, wrapped, forward, optimizer, ema, image_size, state, log,
-                    on_step, saved_at=time.monotonic())  # fmt: skip
+                    on_step, remedy, saved_at=time.monotonic())  # fmt: skip
 
 
 def save(training: Training, epoch: int, step: int) -> None:

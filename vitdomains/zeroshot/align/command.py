@@ -15,7 +15,7 @@ from vitdomains.core.files import write_text
 from vitdomains.core.terminal import OnProgress, console, shown_progress
 from vitdomains.zeroshot.align.data import Pairs, class_prompts, hold_out, read_pairs
 from vitdomains.zeroshot.align.towers import Pooling, dual_encoder
-from vitdomains.zeroshot.align.train import Alignment, Loss, Trained, align, top_one
+from vitdomains.zeroshot.align.train import Accelerator, Alignment, Loss, Precision, Trained, align, top_one
 from vitdomains.zeroshot.embeddings.sources import labelled_sample
 from vitdomains.zeroshot.labels.prompts import read_classes
 from vitdomains.zeroshot.models.towers import Parts, make_towers
@@ -45,7 +45,10 @@ def align_command(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--hold_out", type=int, default=0, help="classes to keep out of training and measure on")
     parser.add_argument("--evaluate", default="", help="another labelled folder to measure on")
     parser.add_argument("--evaluate_classes", default="", help="its classes: YAML file, or names with commas")
-    choices = {"trained": get_args(Trained), "loss": get_args(Loss)}
+    choices = {
+        "trained": get_args(Trained), "loss": get_args(Loss), "precision": get_args(Precision),
+        "accelerator": get_args(Accelerator),
+    }  # fmt: skip
     for field in fields(Alignment):
         if field.name == "unlock_image":
             parser.add_argument("--unlock_image", action="store_true", help="train the image tower as well")

@@ -1,7 +1,10 @@
 """Contrastive alignment of two pretrained towers: projections, LoRA or whole towers, from captions or class names.
 
-The image tower is locked unless asked otherwise (Zhai et al. 2022), and what a locked tower says of an image or a caption is
-computed once. The result is a dual encoder of transformers that ``label`` takes.
+Image and text embeddings are contrasted over large batches (Radford et al. 2021, "Learning Transferable Visual Models From
+Natural Language Supervision", arXiv:2103.00020) in the core's training loop. The image tower is locked unless asked otherwise
+(LiT: Zhai et al. 2022, "LiT: Zero-Shot Transfer with Locked-image text Tuning", arXiv:2111.07991), adapters are those of Hu et
+al. 2022 ("LoRA", arXiv:2106.09685), and the embeddings of a locked tower are computed once. The result is a dual encoder of
+transformers that ``label`` takes.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,18 +25,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitdomains.core.config.schema import Config, Recipe, Run
+from vitdomains.core.data.dataset import Batch
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.files import write_atomically
 from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.terminal import OnProgress
-from vitdomains.core.training.run_state import Identity, load_state, save_state
+from vitdomains.core.training.batches import Batches
+from vitdomains.core.training.loop import run_epochs
+from vitdomains.core.training.setup import Backward, Training, launch, start
 from vitdomains.zeroshot.align.data import Pairs
 from vitdomains.zeroshot.embeddings.reader import read_image
 from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, single_prompt
 from vitdomains.zeroshot.models.towers import Parts, TextTower, Towers, make_towers
-
-# --------------------
-# Contrastive losses of image and text embeddings, and gradients of big batches in the memory of small ones.
 
 Loss = Literal["infonce", "sigmoid"]
 Encode = Callable[[Tensor], Tensor]
@@ -72,40 +77,50 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]] =
 
 
 def backward(
-    encoders: tuple[Encode, Encode], rows: tuple[Tensor, Tensor], loss: Callable[[Tensor, Tensor], Tensor], chunk: int
-) -> float:
-    """Add the gradients of a batch to the parameters, ``chunk`` rows in memory at a time (GradCache, Gao et al. 2021).
+    encoders: tuple[Encode, Encode],
+    rows: tuple[Tensor, Tensor],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    chunk: int,
+    *,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    differentiate: Callable[[Tensor], None] = Tensor.backward,
+) -> Tensor:
+    """Add the gradients of a batch to the parameters, ``chunk`` rows in memory at a time.
 
-    The embeddings of the whole batch are computed without a graph; the loss gives their gradients; each chunk is then
-    computed again with the same random numbers (dropout) and takes its share back to the parameters.
+    GradCache (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", arXiv:2101.06983):
+    the embeddings of the whole batch are computed without a graph; the loss gives their gradients; each chunk is then computed
+    again with the same random numbers (dropout) and takes its share back to the parameters.
 
     Args:
         encoders: Of images and of texts.
         rows: Row numbers [N] for each.
-        loss: Of image and text embeddings [N, D]; its own parameters get their gradients too.
+        loss: Of image and text embeddings [N, D], float32; its own parameters get their gradients too.
         chunk: Rows; the result does not depend on it.
+        autocast: Context of the encoders.
+        differentiate: Backward pass of the loss, which may scale it (fp16).
 
     Returns:
         The loss.
     """
     parts = [(encode, part) for encode, own in zip(encoders, rows, strict=True) for part in own.split(chunk)]
     states, embedded = [], []
-    with torch.no_grad():
+    with torch.no_grad(), autocast():
         for encode, part in parts:
             states.append(_random_state())
             embedded.append(encode(part))
-    leaves = [e.detach().requires_grad_() for e in embedded]
+    leaves = [(e.float() if e.dtype.itemsize < 4 else e).detach().requires_grad_() for e in embedded]
     n_images = len(rows[0].split(chunk))
     value = loss(torch.cat(leaves[:n_images]), torch.cat(leaves[n_images:]))
-    value.backward()
+    differentiate(value)
     after = _random_state()
     for (encode, part), state, leaf in zip(parts, states, leaves, strict=True):
         _set_random_state(state)
-        again = encode(part)
-        if again.requires_grad:
-            again.backward(leaf.grad)
+        with autocast():
+            again = encode(part)
+        if again.requires_grad and leaf.grad is not None:
+            again.backward(leaf.grad.to(again.dtype))
     _set_random_state(after)
-    return float(value.detach())
+    return value.detach()
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:
@@ -119,6 +134,10 @@ def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
 
 
 Trained = Literal["projection", "lora", "full"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Accelerator = Literal["auto", "cpu", "cuda", "mps"]
+LARGEST_SCALE = math.log(100.0)
+"""Upper bound of the logarithm of the logit scale (Radford et al. 2021, section 2.5)."""
 _FORWARD = 32
 
 
@@ -127,7 +146,8 @@ class Alignment:
     """How to align. ``lora`` and ``full`` are of the text tower, and of the image tower too if ``unlock_image``.
 
     ``batch_size`` pairs are contrasted with each other, ``chunk`` of them are in memory with a graph. ``text_rate`` scales
-    the learning rate of the text projection, which starts as the identity.
+    the learning rate of the text projection, which starts as the identity. Precision, accelerator and ``save_seconds`` are
+    those of ``recipe`` and ``run``.
     """
 
     trained: Trained = "projection"
@@ -140,7 +160,9 @@ class Alignment:
     text_rate: float = 0.0
     weight_decay: float = 0.1
     lora_rank: int = 8
-    save_every: int = 100
+    precision: Precision = "fp32"
+    accelerator: Accelerator = "auto"
+    save_seconds: float = 60.0
     seed: int = 0
 
 
@@ -161,70 +183,88 @@ def align(
     Raises:
         TrainingError: ``work`` holds the state of other settings or data.
     """
+    recipe = Recipe(epochs=1, lr=how.lr, min_lr=0.0, warmup_epochs=0.1, clip_norm=0.0, precision=how.precision)
+    run = Run(dir=str(work), seed=how.seed, resume=True, accelerator=how.accelerator, save_seconds=how.save_seconds)
+    config = Config(recipe=recipe, run=run)
     towers = make_towers(parts)
-    identity = {**asdict(how), "the towers": towers.id, "the pairs": _pairs_hash(pairs)}
-    torch.manual_seed(how.seed)
-    groups: list[dict[str, Any]] = [{"params": [parts.model.visual_projection.weight]}]
-    if how.text_rate:
-        groups.append(
-            {"params": [parts.model.text_projection.weight], "lr": how.lr * how.text_rate, "weight_decay": 0.0}
-        )
+    harmless = ("save_seconds", "accelerator", "chunk")
+    identity = {key: value for key, value in asdict(how).items() if key not in harmless}
+    identity |= {"the towers": towers.id, "the pairs": _pairs_hash(pairs)}
+    fabric = launch(config)
+    dual = parts.model.to(fabric.device)
     adapters = _unlock(parts, how)
+    model = _Trained(dual, -10.0 if how.loss == "sigmoid" else 0.0).to(fabric.device)
     texts = [text for group in pairs.captions for text in group]
     encoders = (
         _image_encoder(parts, pairs.paths, towers.preprocess, memory or work, how, on_progress),
         _text_encoder(parts, texts, how),
     )
-    tower_parameters = [p for m in _unlocked(parts.model, how) for p in m.parameters() if p.requires_grad]
-    if tower_parameters:
-        groups.append({"params": tower_parameters})
-    bias = nn.Parameter(torch.tensor(-10.0 if how.loss == "sigmoid" else 0.0))
-    groups.append({"params": [parts.model.logit_scale, bias], "weight_decay": 0.0})
-    optimiser = torch.optim.AdamW(groups, lr=how.lr, weight_decay=how.weight_decay)
-    _fit(parts.model, bias, optimiser, encoders, pairs, work / "state.pt", identity, how, on_progress)
+
+    def objective(training: Training, batch: Batch, epoch: int, step: int) -> Backward:
+        rows, groups, _ = batch
+        loss = partial(_loss, how, groups.to(fabric.device), dual.logit_scale, model.bias)
+
+        def contrast(share: int) -> Tensor:
+            with torch.no_grad():
+                dual.logit_scale.clamp_(0.0, LARGEST_SCALE)
+            return backward(
+                encoders, (rows[:, 0], rows[:, 1]), loss, how.chunk,
+                autocast=fabric.autocast, differentiate=lambda value: fabric.backward(value / share),
+            )  # fmt: skip
+
+        return contrast
+
+    training = start(
+        model, _groups(model, how), lambda: _batches(pairs, how), objective, config, fabric, identity,
+        hint=f"Choose another --out, or delete {work / 'checkpoint'} to start anew.",
+        remedy="Lower --lr, or use --precision fp32.",
+        on_step=lambda done, total, text: on_progress("align", done, total, ""),
+    )  # fmt: skip
+    run_epochs(training)
+    dual.to("cpu")
+    with torch.no_grad():
+        dual.logit_scale.clamp_(0.0, LARGEST_SCALE)
     for name, adapter in adapters.items():
-        setattr(parts.model, name, adapter.merge_and_unload())
-    return Parts(parts.model.eval(), parts.tokenizer, parts.processor)
+        setattr(dual, name, adapter.merge_and_unload())
+    return Parts(dual.eval(), parts.tokenizer, parts.processor)
 
 
-def _fit(
-    model: Any, bias: nn.Parameter, optimiser: torch.optim.Optimizer, encoders: tuple[Encode, Encode], pairs: Pairs,
-    file: Path, identity: Identity, how: Alignment, on_progress: OnProgress,
-) -> None:  # fmt: skip
-    rates = [group["lr"] for group in optimiser.param_groups]
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
-    start = 0
-    state = load_state(file, identity, f"Choose another --out, or delete {file} to start anew.")
-    if state:
-        start = int(state["step"])
-        optimiser.load_state_dict(state["optimiser"])
-        with torch.no_grad():
-            for parameter, value in zip(trained, state["trained"], strict=True):
-                parameter.copy_(value)
+class _Trained(nn.Module):
+    """The dual encoder and the bias of the sigmoid loss, which is no part of it."""
+
+    def __init__(self, dual: Any, bias: float) -> None:
+        super().__init__()
+        self.dual: Any = dual
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+
+def _groups(model: _Trained, how: Alignment) -> list[dict[str, Any]]:
+    """AdamW groups with their ``lr_scale``: the logit scale, the bias and the text projection do not decay."""
+    dual = model.dual
+    tower = [p for m in _unlocked(dual, how) for p in m.parameters() if p.requires_grad]
+    groups = [
+        {"params": [dual.visual_projection.weight], "lr_scale": 1.0, "weight_decay": how.weight_decay},
+        {"params": tower, "lr_scale": 1.0, "weight_decay": how.weight_decay},
+        {"params": [dual.text_projection.weight], "lr_scale": how.text_rate, "weight_decay": 0.0},
+        {"params": [dual.logit_scale, model.bias], "lr_scale": 1.0, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"] and group["lr_scale"]]
+
+
+def _batches(pairs: Pairs, how: Alignment) -> Batches:
+    """Row numbers [B, 2] of images and of one caption each, drawn at random, and groups [B]; one epoch of all steps."""
     firsts = np.cumsum([0, *(len(group) for group in pairs.captions)])
-    for step in range(start, how.steps):
-        rng = np.random.default_rng([how.seed, step])  # of the step, so that a resumed run draws the same
-        torch.manual_seed(int(rng.integers(2**31)))
-        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-            group["lr"] = (
-                rate * min(1.0, 10 * (step + 1) / how.steps) * 0.5 * (1 + math.cos(math.pi * step / how.steps))
-            )
-        rows = rng.permutation(len(pairs.paths))[: how.batch_size]
-        own = pairs.groups[rows]
-        said = firsts[own] + (rng.random(len(rows)) * (firsts[own + 1] - firsts[own])).astype(np.int64)
-        loss = partial(_loss, how, torch.from_numpy(own), model.logit_scale, bias)
-        value = backward(encoders, (torch.from_numpy(rows), torch.from_numpy(said)), loss, how.chunk)
-        optimiser.step()
-        optimiser.zero_grad()
-        with torch.no_grad():
-            model.logit_scale.clamp_(0.0, math.log(100.0))
-        on_progress("align", step + 1, how.steps, f"loss {value:.3f}")
-        if (step + 1) % how.save_every == 0 or step + 1 == how.steps:
-            values = [p.detach() for p in trained]
-            save_state(
-                file,
-                {"identity": dict(identity), "step": step + 1, "optimiser": optimiser.state_dict(), "trained": values},
-            )
+
+    def train(epoch: int, size: int, start: int) -> Iterator[Batch]:
+        for step in range(start, how.steps):
+            rng = np.random.default_rng([how.seed, step])  # of the step, so that a resumed run draws the same
+            rows = rng.permutation(len(pairs.paths))[: how.batch_size]
+            own = pairs.groups[rows]
+            captions = firsts[own] + (rng.random(len(rows)) * (firsts[own + 1] - firsts[own])).astype(np.int64)
+            chosen = torch.from_numpy(np.stack([rows, captions], axis=1))
+            yield chosen, torch.from_numpy(own), [pairs.paths[i] for i in rows]
+
+    return Batches(train, lambda size: iter(()), lambda module: module, how.steps)
 
 
 def _pairs_hash(pairs: Pairs) -> str:
@@ -267,10 +307,13 @@ def _image_encoder(
     parts: Parts, paths: Sequence[str], spec: PreprocessSpec, memory: Path, how: Alignment, on_progress: OnProgress
 ) -> Encode:
     model = parts.model
+    device = model.visual_projection.weight.device
     if how.trained != "projection" and how.unlock_image:
         tower = ImageTower(model.vision_model)
-        return lambda rows: _project(tower(load_batch([paths[i] for i in rows], spec)), model.visual_projection)
-    features = torch.from_numpy(image_features(parts, paths, memory, on_progress))
+        return lambda rows: _project(
+            tower(load_batch([paths[i] for i in rows], spec).to(device)), model.visual_projection
+        )
+    features = torch.from_numpy(image_features(parts, paths, memory, on_progress)).to(device)
     return lambda rows: _project(features[rows], model.visual_projection)
 
 
@@ -279,7 +322,7 @@ def _text_encoder(parts: Parts, texts: Sequence[str], how: Alignment) -> Encode:
     tower = TextTower(model.text_model, None, parts.tokenizer, full=False)
     if how.trained != "projection":
         return lambda rows: _project(tower([texts[i] for i in rows]), model.text_projection)
-    features = tower.encode(texts)
+    features = tower.encode(texts).to(model.text_projection.weight.device)
     return lambda rows: _project(features[rows], model.text_projection)
 
 
@@ -314,9 +357,10 @@ def image_features(
             known = dict(zip(stored["files"].tolist(), stored["features"], strict=True))
     new = [i for i, stamp in enumerate(stamps) if stamp not in known]
     tower = ImageTower(parts.model.vision_model.eval())
+    device = parts.model.visual_projection.weight.device
     for at in range(0, len(new), _FORWARD):
         rows = new[at : at + _FORWARD]
-        found = tower(load_batch([paths[i] for i in rows], spec)).numpy()
+        found = tower(load_batch([paths[i] for i in rows], spec).to(device)).cpu().numpy()
         known |= dict(zip((stamps[i] for i in rows), found, strict=True))
         on_progress("image features", at + len(rows), len(new), "")
     if new:
