@@ -13,7 +13,7 @@ from torch import nn
 
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import CLASS_AGNOSTIC, METHODS, explain
-from vitdomains.core.explain.attention import Layout, attention_blocks, capture
+from vitdomains.core.explain.attention import TokenLayout, attention_blocks, capture
 from vitdomains.core.models.build import TransformersClassifier
 from vitdomains.core.models.vit import vit
 
@@ -80,7 +80,7 @@ def test_every_family_is_captured_and_its_head_understood(name: str) -> None:
     images = torch.randn(2, 3, side, side)
     found = capture(model, images)
     assert len(found.layers) == 2
-    layout = Layout.of(model, found, "auto")
+    layout = TokenLayout.of(model, found, "auto")
     assert (layout.prefix, layout.grid) == (prefix, (4, 4))
     expected = torch.zeros(prefix + 16)
     if tokens:

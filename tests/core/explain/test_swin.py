@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from vitdomains.core.explain.attention import Window, capture, from_windows, to_windows, unmerge
+from vitdomains.core.explain.attention import SwinWindow, capture, from_windows, to_windows, unmerge
 from vitdomains.core.explain.relevance import gradient_relevance, rollout
 
 Grid = tuple[int, int]
@@ -43,7 +43,7 @@ def spread(model: nn.Module) -> nn.Module:
     return model
 
 
-def plain_matrix(fused: Tensor, window: Window) -> Tensor:
+def plain_matrix(fused: Tensor, window: SwinWindow) -> Tensor:
     """[windows,slots,slots] of one image -> [N,N], entry by entry: where does each slot come from?"""
     (height, width), (rows, cols), (down, right) = window.grid, window.size, window.shift
     padded = (-(-height // rows) * rows, -(-width // cols) * cols)
@@ -167,7 +167,7 @@ def test_the_windows_lie_where_the_model_puts_them(fused: bool, size: int) -> No
 
 @pytest.mark.parametrize("pad_first", [False, True])
 def test_windows_there_and_back(pad_first: bool) -> None:
-    window = Window((5, 7), (3, 4), (1, 2), pad_first)
+    window = SwinWindow((5, 7), (3, 4), (1, 2), pad_first)
     row = torch.rand(3, 35)
     slots, real = to_windows(row, window)
     assert slots.shape == (3 * 4, 12) and int(real.sum()) == 3 * 35

@@ -21,6 +21,7 @@ def explain(domain: Domain, argv: list[str]) -> int:
     parser.add_argument("--method", default="relevance", choices=HEAT_MAPS, help="(default: %(default)s)")
     parser.add_argument("--out", default="overlay.png", help="file to write: .png; .pdf or .svg, a figure for print; .tif, the "
                         "maps on the grid of a georeferenced image (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=0, help="compute threads; 0: one a physical core")
     args = parse_args(parser, argv, "BUNDLE FILE [--finding NAME] [--method rollout] [--out overlay.png]")
     if Path(args.out).suffix.lower() not in FIGURES:
         raise ConfigError(f"--out {args.out} ends in none of {', '.join(FIGURES)}.", hint="Choose another name.")
@@ -29,7 +30,7 @@ def explain(domain: Domain, argv: list[str]) -> int:
     from vitdomains.core.inference.predictor import Predictor
 
     bundle = read_bundle(args.bundle, domain=domain.name)
-    predictor = Predictor(bundle, domain_reader(domain, bundle.preprocess))
+    predictor = Predictor(bundle, domain_reader(domain, bundle.preprocess), threads=args.threads)
     findings = bundle.classes if args.finding == ["all"] else args.finding
     explained = explain_file(predictor, args.input, args.method, findings)
     write_explained(explained, bundle.classes, args.method, args.input, args.out)

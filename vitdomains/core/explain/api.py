@@ -1,4 +1,4 @@
-"""The door of the explanations: ``explain`` turns a model and images into heat maps on the input grid, by any method."""
+"""``explain``: heat maps of a model and images on the input grid, by any method, each with its deletion score."""
 
 from __future__ import annotations
 
@@ -14,59 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
-from vitdomains.core.explain import faithfulness as faith
 from vitdomains.core.explain.attention import forward_logits, untouched
+from vitdomains.core.explain.faithfulness import deletion_scores
 from vitdomains.core.explain.gradcam import gradcam, occlusion
 from vitdomains.core.explain.relevance import gradient_relevance, gradient_rollout, rollout
-
-
-def heatmaps(
-    model: nn.Module,
-    images: Tensor,
-    class_names: Sequence[str],
-    method: str = "rollout",
-    classes: Sequence[int] | None = None,
-    *,
-    kind: faith.Kind = "multilabel",
-    steps: int = 8,
-    **options: Any,
-) -> list[list[Heatmap]]:
-    """Heat maps of a batch, each with its deletion score beside that of random maps.
-
-    Args:
-        model: A classifier.
-        images: [B,C,H,W], as the model takes them.
-        class_names: All K names in the model's order.
-        method: A key of ``METHODS``.
-        classes: Class indices; all if None. A class-agnostic method gives one map, scored for each image's first class asked
-            for, or for its most probable one if None.
-        kind: Of the task.
-        steps: Of the deletion curve; 0: no score.
-        **options: Of ``explain``.
-
-    Returns:
-        A list of heat maps for each image.
-    """
-    maps = explain(model, images, method, classes, **options).cpu()
-    chosen = list(range(len(class_names))) if classes is None else list(classes)
-    out = []
-    for image, stack in zip(images, maps, strict=True):
-        ks = chosen
-        if method in CLASS_AGNOSTIC:
-            ks = [chosen[0]] if classes is not None else [_top_class(model, image)]
-        row = []
-        for k, heat in zip(ks, stack, strict=True):
-            score = faith.deletion_score(model, image, heat.to(image), k, kind=kind, steps=steps) if steps else None
-            name = "" if method in CLASS_AGNOSTIC else class_names[k]
-            row.append(Heatmap(heat.numpy(), method, name, score))
-        out.append(row)
-    return out
-
-
-def _top_class(model: nn.Module, image: Tensor) -> int:
-    with untouched(model), torch.no_grad():
-        return int(forward_logits(model, image[None])[0].argmax())
-
+from vitdomains.core.tasks import Kind
 
 METHODS: dict[str, Callable[..., Tensor]] = {
     "rollout": rollout,
@@ -93,7 +45,7 @@ class Heatmap:
     class_name: str
     """Empty where the method knows no class."""
     faithfulness: dict[str, float] | None = None
-    """Deletion score of this map and of a random one, see ``faithfulness.deletion_score``."""
+    """Deletion score of this map and of a random one, see ``faithfulness.deletion_scores``."""
 
 
 def explain(
@@ -152,3 +104,49 @@ def unit_range(heat: Tensor) -> Tensor:
     span = high - low
     usable = torch.isfinite(span) & (span > 0)
     return torch.where(usable, (heat - low) / span.where(usable, torch.ones_like(span)), torch.zeros_like(heat))
+
+
+def heatmaps(
+    model: nn.Module,
+    images: Tensor,
+    class_names: Sequence[str],
+    method: str = "rollout",
+    classes: Sequence[int] | None = None,
+    *,
+    kind: Kind = "multilabel",
+    steps: int = 8,
+    **options: Any,
+) -> list[list[Heatmap]]:
+    """Heat maps of a batch, each with its deletion score beside that of random maps.
+
+    Args:
+        model: A classifier.
+        images: [B,C,H,W], as the model takes them.
+        class_names: All K names in the model's order.
+        method: A key of ``METHODS``.
+        classes: Class indices; all if None. A class-agnostic method gives one map, scored for each image's first class asked
+            for, or for its most probable one if None.
+        kind: Of the task.
+        steps: Of the deletion curve; 0: no score.
+        **options: Of ``explain``.
+
+    Returns:
+        A list of heat maps for each image.
+    """
+    maps = explain(model, images, method, classes, **options).cpu()
+    chosen = list(range(len(class_names))) if classes is None else list(classes)
+    out = []
+    for image, stack in zip(images, maps, strict=True):
+        ks = chosen
+        if method in CLASS_AGNOSTIC:
+            ks = [chosen[0]] if classes is not None else [_top_class(model, image)]
+        scores = deletion_scores(model, image, stack.to(image), ks, kind=kind, steps=steps) if steps else None
+        names = ["" if method in CLASS_AGNOSTIC else class_names[k] for k in ks]
+        out.append([Heatmap(h.numpy(), method, name, scores[i] if scores else None)
+                    for i, (h, name) in enumerate(zip(stack, names, strict=True))])  # fmt: skip
+    return out
+
+
+def _top_class(model: nn.Module, image: Tensor) -> int:
+    with untouched(model), torch.no_grad():
+        return int(forward_logits(model, image[None])[0].argmax())

@@ -1,4 +1,4 @@
-"""After prediction, first room of the explanations: one forward pass that also tells what every attention layer did.
+"""Capture of every attention layer in one forward pass, and the layout of its tokens and windows.
 
 Nothing in the model is replaced. While the pass runs, a ``TorchFunctionMode`` sees each call of
 ``scaled_dot_product_attention`` (the fused kernels: queries, keys and bias go in, the weights never exist) and each
@@ -21,9 +21,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from vitdomains.core.errors import ExplainError
-
-# --------------------
-# Beside capture: looking into a model that belongs to someone else, and leaving it as it was.
 
 
 def attention_blocks(model: nn.Module) -> list[nn.Module]:
@@ -103,7 +100,7 @@ _ROW_BYTES = 16 << 20  # weights of all heads that exist at one moment; small en
 
 
 @dataclass(frozen=True)
-class Window:
+class SwinWindow:
     """How one Swin layer cuts its grid: grid, window and cyclic shift in tokens (rows, columns)."""
 
     grid: tuple[int, int]
@@ -129,7 +126,7 @@ class Attention:
     weights: Tensor | None = None  # [b,h,n,n], only with gradients, where the model formed them
     fused: Tensor | None = None  # [b,n,n]
     output: Tensor | None = None  # [b,h,n,d], only with gradients, of the fused kernel
-    window: Window | None = None
+    window: SwinWindow | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -249,7 +246,7 @@ def _compact(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
-def _window(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Window | None:
+def _window(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> SwinWindow | None:
     if not hasattr(block, "window_size") or not hasattr(block, "shift_size"):
         return None
     hidden = args[0] if args else kwargs["hidden_states"]
@@ -257,7 +254,7 @@ def _window(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         grid, pad_first = hidden.shape[1:3], False
     else:  # transformers: [B,H*W,C] and the grid beside it
         grid, pad_first = args[1] if len(args) > 1 else kwargs["input_dimensions"], True
-    return Window(_pair(grid), _pair(block.window_size), _pair(block.shift_size), pad_first)
+    return SwinWindow(_pair(grid), _pair(block.window_size), _pair(block.shift_size), pad_first)
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -283,7 +280,7 @@ def capture(model: nn.Module, images: Tensor, *, gradients: bool = False, fuse: 
         )
     recorder = _Recorder(gradients, fuse)
     records: list[list[Attention]] = [[] for _ in blocks]
-    windows: list[Window | None] = [None] * len(blocks)
+    windows: list[SwinWindow | None] = [None] * len(blocks)
     last: list[Tensor] = []
 
     def enter(index: int) -> Callable[..., None]:
@@ -347,9 +344,6 @@ def _read(found: Captured, keep_graph: bool) -> Tensor | None:
     return slope.abs().amax(dim=(0, 2)) > 0
 
 
-# --------------------
-# Beside relevance: which token is which, and where the row of relevance starts.
-#
 # A class token, a distillation token, registers and patches stand in one sequence, and heads read it in different ways (class
 # token, both tokens, mean of the patches, both). Nobody has to say which: the gradient of the logits by the last block's
 # output is not zero at just the tokens that the head reads.
@@ -359,7 +353,7 @@ _MAX_PREFIX = 32
 
 
 @dataclass(frozen=True)
-class Layout:
+class TokenLayout:
     """The tokens: ``prefix`` before the patches, the patch grid, and the row at which the relevance starts."""
 
     prefix: int
@@ -369,7 +363,7 @@ class Layout:
     """Class tokens that the head reads: their own entry is never discarded."""
 
     @classmethod
-    def of(cls, model: nn.Module, found: Captured, readout: Readout) -> Layout:
+    def of(cls, model: nn.Module, found: Captured, readout: Readout) -> TokenLayout:
         """The layout of a captured pass.
 
         Raises:
@@ -434,9 +428,6 @@ def patch_grid(model: nn.Module, image: tuple[int, int], count: int) -> tuple[tu
     )
 
 
-# --------------------
-# Beside capture: where a Swin layer's windows lie, so that a row of relevance can be carried through them.
-#
 # Liu et al. 2021 (arXiv:2103.14030, section 3.2) and 2022 (SwinV2, arXiv:2111.09883): attention inside windows, every second
 # layer shifted cyclically, and between stages four neighbouring tokens merged into one. As a matrix over all tokens such a
 # layer is a permuted block diagonal, and merging a row-stochastic N/4 x N matrix with 1/4 at each child. Neither is formed:
@@ -445,7 +436,7 @@ def patch_grid(model: nn.Module, image: tuple[int, int], count: int) -> tuple[tu
 
 
 @lru_cache(maxsize=64)
-def window_index(window: Window) -> Tensor:
+def window_index(window: SwinWindow) -> Tensor:
     """Token of the grid (row-major) in each slot of each window, [windows, slots]; -1 for padding."""
     height, width = window.grid
     rows, cols = window.size
@@ -460,7 +451,7 @@ def window_index(window: Window) -> Tensor:
     return index.transpose(1, 2).reshape(-1, rows * cols)
 
 
-def to_windows(row: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+def to_windows(row: Tensor, window: SwinWindow) -> tuple[Tensor, Tensor]:
     """Row vectors over the grid [B,H*W] -> over window slots [B*windows,slots], and which slots are tokens (same shape)."""
     index = window_index(window).to(row.device)
     real = index >= 0
@@ -468,7 +459,7 @@ def to_windows(row: Tensor, window: Window) -> tuple[Tensor, Tensor]:
     return gathered.flatten(0, 1), real.repeat(len(row), 1)
 
 
-def from_windows(slots: Tensor, window: Window, batch: int) -> Tensor:
+def from_windows(slots: Tensor, window: SwinWindow, batch: int) -> Tensor:
     """Inverse of ``to_windows``; what lies on padding is dropped."""
     index = window_index(window).to(slots.device).flatten()
     real = index >= 0

@@ -1,4 +1,4 @@
-"""Beside relevance: Grad-CAM on any backbone, and occlusion as the reference that looks at no weights at all."""
+"""Grad-CAM on any backbone, and occlusion as the reference that looks at no weights at all."""
 
 from __future__ import annotations
 

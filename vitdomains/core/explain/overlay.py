@@ -1,7 +1,4 @@
-"""Last room of the explanations: pictures. Heat maps go back onto the original image, get colours, a contour and a scale.
-
-OpenCV alone draws them; what needs matplotlib or rasterio is in ``files``.
-"""
+"""Overlays drawn by OpenCV: a heat map brought back onto the original image, with colours, a contour and a scale."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Second room of the explanations: the relevance of every input token, carried as one row vector from the last layer down.
+"""Rollout and gradient relevance: the relevance of every input token, carried as one row vector from the last layer down.
 
 Rollout multiplies one matrix over all tokens per layer, but only the row of the token that the head reads is wanted, and a
 row vector can pass through the product from its left end: r <- r A_L, r <- r A_(L-1), ... So no product of matrices is ever
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain import attention
-from vitdomains.core.explain.attention import Attention, Layout, Readout, Window, capture, gradients_of, mean_heads
+from vitdomains.core.explain.attention import (
+    Attention,
+    Readout,
+    SwinWindow,
+    TokenLayout,
+    capture,
+    gradients_of,
+    mean_heads,
+)
 
 Fusion = Literal["mean", "max", "min"]
 
@@ -87,7 +95,7 @@ def rollout(
     fuse = _FUSIONS[head_fusion]
     found = capture(model, images, fuse=fuse)
     rule = _Rule(fuse, residual, discard_ratio)
-    layout = Layout.of(model, found, readout)
+    layout = TokenLayout.of(model, found, readout)
     return layout.to_grid(_walk(found.layers, layout, rule, None))[:, None]
 
 
@@ -146,7 +154,7 @@ def chosen_classes(classes: Sequence[int] | None, count: int) -> list[int]:
 
 def _by_class(model: nn.Module, images: Tensor, classes: Sequence[int] | None, rule: _Rule, readout: Readout) -> Tensor:
     found = capture(model, images, gradients=True)
-    layout = Layout.of(model, found, readout)
+    layout = TokenLayout.of(model, found, readout)
     targets = [layer.differentiable() for layer in found.layers]
     chosen = chosen_classes(classes, found.logits.shape[1])
     maps = []
@@ -161,7 +169,7 @@ def _by_class(model: nn.Module, images: Tensor, classes: Sequence[int] | None, r
     return torch.stack(maps, dim=1)
 
 
-def _walk(layers: list[Attention], layout: Layout, rule: _Rule, slopes: Sequence[Tensor] | None) -> Tensor:
+def _walk(layers: list[Attention], layout: TokenLayout, rule: _Rule, slopes: Sequence[Tensor] | None) -> Tensor:
     """The start row through all layers, last to first: [B,n of the first layer]. ``slopes`` pair with ``layers``."""
     row = layout.start
     for index in reversed(range(len(layers))):
@@ -204,7 +212,7 @@ def _step(
     return out
 
 
-def _known(layer: Attention) -> Window:
+def _known(layer: Attention) -> SwinWindow:
     assert layer.window is not None
     return layer.window
 

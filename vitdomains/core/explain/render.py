@@ -1,4 +1,4 @@
-"""Last room of the explanations: from a file and a bundle to heat maps on the original image, and pictures of them."""
+"""Heat maps of a file on the original image, written as a picture, a figure for print or a GeoTIFF."""
 
 from __future__ import annotations
 
@@ -24,9 +24,6 @@ from vitdomains.core.explain.overlay import Floats, Picture, Style, as_rgb, comp
 from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.read.raster import describe_raster
 from vitdomains.core.inference.predictor import Predictor
-
-# --------------------
-# Beside overlay: pictures and maps as files. matplotlib is imported only where it is asked for.
 
 _PRINTED = Style(contour=None)
 
@@ -76,7 +73,7 @@ def publication_figure(
 
         figure.colorbar(ScalarMappable(cmap=style.colour_map), ax=list(axes.flat), shrink=0.6, label="relevance")
     path = Path(path)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=dpi, format=path.suffix[1:]))
+    write_atomically(path, lambda part: figure.savefig(part, dpi=dpi, format=path.suffix[1:].lower()))
     return path
 
 
@@ -113,9 +110,6 @@ def to_geotiff(heats: Sequence[Floats], names: Sequence[str], source: str | Path
     path = Path(path)
     write_atomically(path, fill)
     return path
-
-
-WRITTEN = (".png", ".pdf", ".svg", ".tif")
 
 
 @dataclass(frozen=True)
@@ -194,16 +188,15 @@ def write_explained(
         classes: Of the bundle.
         method: By which the maps were made; part of the picture.
         source: The file that was explained; a .tif takes its grid.
-        path: Output file, with a suffix of ``WRITTEN``.
+        path: Output file, with a suffix of ``choices.FIGURES``.
 
     Raises:
         ExplainError: A .tif of a file without a place on the ground.
     """
-    path = Path(path)
-    ending = path.suffix.lower()
-    if ending == ".png":
+    path, suffix = Path(path), Path(path).suffix.lower()
+    if suffix == ".png":
         write_png(picture(explained, classes, method), path)
-    elif ending in (".pdf", ".svg"):
+    elif suffix in (".pdf", ".svg"):
         values = [explained.scores[list(classes).index(name)] for name in explained.findings]
         titles = [f"{name}, {value:.2f}" for name, value in zip(explained.findings, values, strict=True)]
         publication_figure(explained.image, explained.heats, titles, path)
