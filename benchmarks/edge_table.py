@@ -16,15 +16,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from harness import RESULTS, write_result
+from harness import RESULTS, markdown, pivot, write_result
+from portable import check_portable
 from rich.console import Console
 
 from vitdomains.bench.cases import Subject, make_cases, named_subject
 from vitdomains.bench.processes import work_folder
-from vitdomains.bench.run import Options, bench
-from vitdomains.bench.tables import drawn, markdown, pivot
+from vitdomains.bench.run import BenchOptions, bench
+from vitdomains.bench.tables import drawn
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.portable import check_portable
 from vitdomains.core.process import restart_with_tuned_allocator
 from vitdomains.core.terminal import set_up_logging, shown_progress
 
@@ -69,7 +69,7 @@ def main() -> None:
     runtimes = ["torch", "torch+jit", *(["torch+compile"] if args.compile else []), "onnx", "openvino"]
     subjects = [named_subject(name) for name in args.models]
     cases = make_cases(subjects, runtimes, ["fp32", "bf16", "int8"], [1], [args.threads])
-    options = Options(repeats=args.repeats, memory=not args.no_memory, work=args.work, minutes=args.minutes)
+    options = BenchOptions(repeats=args.repeats, memory=not args.no_memory, work=args.work, minutes=args.minutes)
     with shown_progress() as on_progress:
         result = bench(cases, args.out / "edge_table.json", options, on_progress)
     thread = "one thread" if args.threads == 1 else f"{args.threads} threads"

@@ -35,7 +35,7 @@ from vitdomains.core.data.manifest import Manifest, read_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import VitDomainsError
 from vitdomains.core.export.formats import FORMATS, reason_against
-from vitdomains.core.export.job import Options, export_bundle
+from vitdomains.core.export.job import ExportOptions, export_bundle
 from vitdomains.core.files import write_text
 from vitdomains.core.models.build import build_model
 from vitdomains.core.process import restart_with_tuned_allocator
@@ -67,7 +67,7 @@ def outcomes(
             continue
         try:
             bundle, (made,) = export_bundle(
-                bundle, ImageDataset(films, read_image, spec), Options((form,), allowed=1.0, threads=1)
+                bundle, ImageDataset(films, read_image, spec), ExportOptions((form,), allowed=1.0, threads=1)
             )
         except VitDomainsError as error:
             found[form] = f"refused: {error.message}"

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from harness import RESULTS, interleave, write_result
+from harness import RESULTS, interleave, require, write_result
 from rich.console import Console
 from rich.table import Table
 
@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/int8_aid"), help="folder for runs and what was found")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     args = parser.parse_args()
+    require("openvino", "nncf")
     console = Console(width=None if sys.stdout.isatty() else 140)
     bundles, found = prepared(args)
     if not args.prepare:

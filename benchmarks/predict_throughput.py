@@ -26,7 +26,7 @@ import numpy as np
 import timm
 import torch
 import transformers
-from harness import RESULTS, interleave, write_result
+from harness import RESULTS, interleave, require, write_result
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -36,7 +36,7 @@ from vitdomains.core.config.schema import Model
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import Manifest, read_manifest
 from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.export.job import Options, export_bundle
+from vitdomains.core.export.job import ExportOptions, export_bundle
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import session
 from vitdomains.core.models.build import build_model
@@ -75,7 +75,7 @@ def make_bundle(folder: Path, films: Manifest, threads: int) -> Bundle:
     bundle = write_bundle(bundle, build_model(model, len(classes), image_size=PIXELS).state_dict())
     some = replace(films, table=films.table.head(32))
     # Random weights have no accuracy to lose; that outputs agree is checked all the same.
-    options = Options(formats=("onnx", "openvino"), allowed=1.0, threads=threads)
+    options = ExportOptions(formats=("onnx", "openvino"), allowed=1.0, threads=threads)
     exported, made = export_bundle(bundle, ImageDataset(some, read_image, spec), options)
     for each in made:
         if each.refused:
@@ -131,7 +131,7 @@ def candidates(bundle: Bundle, films: Manifest, threads: int) -> tuple[dict[str,
         "onnx loop": lambda: [onnx(batch.numpy()) for batch in batches(paths)],
         "bare forward": lambda: [openvino(array) for _ in range(len(paths) // BATCH)],
     }
-    return calls, f"{predictor.way.runtime} {predictor.way.precision}"
+    return calls, f"{predictor.backend.runtime} {predictor.backend.precision}"
 
 
 def main() -> None:
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=physical_cores(), help="default: one a physical core")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the result")
     args = parser.parse_args()
+    require("openvino")
     if args.films < BATCH or args.films % BATCH:
         parser.error(f"--films {args.films} is no multiple of {BATCH}")
     warnings.simplefilter("ignore")

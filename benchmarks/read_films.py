@@ -14,6 +14,7 @@ import argparse
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import pydicom
-from harness import environment, interleave, write_result
+from harness import environment, interleave, missing, require, write_result
 from rich.console import Console
 from rich.table import Table
 
@@ -56,11 +57,11 @@ def peers() -> dict[str, Callable[[str], object]]:
         "vitdomains": read_image,
         "pydicom decode": lambda path: pydicom.dcmread(path).pixel_array,
     }
-    if importlib.util.find_spec("torchxrayvision"):
+    if not missing("torchxrayvision"):
         from torchxrayvision.utils import read_xray_dcm
 
         readers["torchxrayvision"] = lambda path: read_xray_dcm(path)
-    if importlib.util.find_spec("monai"):
+    if not missing("monai"):
         from monai.transforms import LoadImage
 
         load = LoadImage(reader="PydicomReader", image_only=True, dtype=np.float32)
@@ -102,6 +103,10 @@ def main() -> None:
         "--repeats", type=int, default=30, help="timed rounds a film (20 or more for a quotable number)"
     )
     arguments = parser.parse_args()
+    if not films():
+        require("data_store", otherwise="or set VITDOMAINS_SHARED to a folder with data/dicom_cxr")
+    for reason in filter(None, map(missing, ("torchxrayvision", "monai"))):
+        sys.stderr.write(f"left out: {reason}\n")
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     load_before = environment()["load_average"]

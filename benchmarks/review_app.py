@@ -38,7 +38,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import RESULTS, environment, write_result
+from harness import RESULTS, environment, require, write_result
 from rich.console import Console
 from rich.table import Table
 
@@ -202,19 +202,23 @@ def films_before(page: Page, address: str, items: list[str], repeats: int) -> li
     return found
 
 
+def chromium_path() -> str:
+    found = shutil.which("chromium") or shutil.which("chromium-browser")
+    if found is None:
+        raise SystemExit("Chromium is not installed. Run as root: apt install chromium")
+    return found
+
+
 def measure(folder: Path, items: list[str], args: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, str]]:
     """Seconds by what was waited for; versions of browser and web packages."""
     from playwright.sync_api import sync_playwright
 
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        raise SystemExit("Chromium is not installed (Debian: apt install chromium)")
     draw = random.Random(0)
     # Not at the head of the list, where the round by `n` has been; far enough apart that no step back meets another.
     places = draw.sample(range(len(items) // 2, len(items) - 1), 2 * args.repeats)
     some = [items[at] for at in places]
     with served(folder, args.threads) as address, sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = driver.chromium.launch(executable_path=chromium_path(), args=FLAGS)
         versions = {"chromium": browser.version, **environment(("streamlit", "playwright"))["versions"]}
         with opened(browser) as page:  # warm: the model is loaded, the list is checked
             page.goto(address, wait_until="commit")
@@ -260,6 +264,9 @@ def main() -> None:
         parser.error("--studies must be 100 and four times --repeats at least")
     if args.prepare and not args.folder:
         parser.error("--prepare needs --folder")
+    if not args.prepare:
+        require("playwright", "streamlit")
+        chromium_path()
     logging.disable(logging.WARNING)
     console = Console()
     with tempfile.TemporaryDirectory() as temporary:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import environment, write_result
+from harness import environment, missing, write_result
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -107,13 +107,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         found["sqlite"] = measure(f"sqlite:///{folder}/reviews.db", args.writers, args.decisions)
     console.print("sqlite", found["sqlite"])
-    programs = postgres_programs()
+    programs = postgres_programs() if not missing("psycopg") else None
     if programs:
         with running_postgres(programs, settings=()) as url:
             found["postgresql"] = measure(url, args.writers, args.decisions)
         console.print("postgresql", found["postgresql"])
     else:
-        console.print("PostgreSQL is not installed: left out")
+        why = missing("psycopg") or "PostgreSQL is not installed. Run as root: apt install postgresql"
+        console.print(f"left out: {why}")
     path = write_result(
         "review_store", {"before": before, "writers": args.writers, "decisions": args.decisions, **found}
     )

@@ -36,7 +36,7 @@ import numpy as np
 import pandas as pd
 import rasterio
 import torch
-from harness import interleave, write_result
+from harness import interleave, require, write_result
 from rasterio.windows import Window
 
 from vitdomains.core.bundle import Bundle, read_bundle, write_bundle
@@ -218,6 +218,8 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave the mosaic out")
     parser.add_argument("--out", type=Path, default=None, help="folder of the result (default: benchmarks/results)")
     args = parser.parse_args()
+    if not args.no_peers:
+        require("torchgeo", otherwise="or leave it out: --no-peers")
     restart_with_tuned_allocator()
     os.environ.setdefault("GDAL_CACHEMAX", CACHE_MB)
     torch.set_num_threads(physical_cores())
@@ -256,7 +258,7 @@ def throughput(setup: Setup, args: argparse.Namespace) -> dict[str, Any]:
         row["of_bare"] = row["tiles_per_s"] / bare
     about = {
         "model": args.model,
-        "precision": setup.predictor.way.precision,
+        "precision": setup.predictor.backend.precision,
         "batch_size": args.batch_size,
     }
     return {**about, "overlap": args.overlap, "tiles": len(table), "labelled": labelled, "throughput": found}

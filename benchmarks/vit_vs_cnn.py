@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, write_result
+from harness import RESULTS, accuracy_plot, markdown, pivot, write_result
 from rich.console import Console
 
 from vitdomains.bench.cases import Case, make_cases, named_subject
-from vitdomains.bench.run import Options, bench
-from vitdomains.bench.tables import accuracy_plot, drawn, markdown, pivot
+from vitdomains.bench.run import BenchOptions, bench
+from vitdomains.bench.tables import drawn
 from vitdomains.core.evaluation.plots import render
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.core.terminal import set_up_logging, shown_progress
@@ -58,25 +58,25 @@ PUBLISHED = {
 
 
 def cases_of(names: list[str], batch: int, threads: int, device: str) -> list[Case]:
-    """Every way of running each model that makes sense for its kind."""
+    """Every how of running each model that makes sense for its kind."""
     cases = []
     for name in names:
         subject = [named_subject(name, PUBLISHED[name].size)]
         cnn = PUBLISHED[name].kind == "CNN"
         if device == "cuda":
-            ways = ["torch", "torch+cudagraph", "torch+compile", "torch+compile+cudagraph"]
-            ways += ["torch+channels_last", "torch+compile+channels_last"] if cnn else []
-            cases += make_cases(subject, ways, ["fp16", "bf16"], [batch], [threads], device)
+            columns_ = ["torch", "torch+cudagraph", "torch+compile", "torch+compile+cudagraph"]
+            columns_ += ["torch+channels_last", "torch+compile+channels_last"] if cnn else []
+            cases += make_cases(subject, columns_, ["fp16", "bf16"], [batch], [threads], device)
             continue
-        ways = ["torch", *(["torch+channels_last"] if cnn else [])]
-        cases += make_cases(subject, ways, ["fp32", "bf16"], [batch], [threads])
+        columns_ = ["torch", *(["torch+channels_last"] if cnn else [])]
+        cases += make_cases(subject, columns_, ["fp32", "bf16"], [batch], [threads])
         cases += make_cases(subject, ["onnx"], ["fp32"], [batch], [threads])
         cases += make_cases(subject, ["openvino"], ["bf16"], [batch], [threads])
     return cases
 
 
 def plot(rows: list[dict[str, Any]], path: Path, where: str) -> None:
-    """Accuracy against the latency of each model's fastest way."""
+    """Accuracy against the latency of each model's fastest how."""
     timed = [row for row in rows if "median_s" in row]
     points = []
     for name in dict.fromkeys(row["model"] for row in timed):
@@ -86,11 +86,11 @@ def plot(rows: list[dict[str, Any]], path: Path, where: str) -> None:
             (f"{name} ({best['runtime']} {best['precision']})", 1e3 * best["median_s"], known.top1, known.kind)
         )
     note = "Accuracy is quoted: timm results; ConvNeXt: Liu et al. 2022. Only vit_base is pretrained on ImageNet-21k."
-    figure = accuracy_plot(points, f"ms, one image, fastest way of each model, {where}", "ImageNet top-1, %", note)
+    figure = accuracy_plot(points, f"ms, one image, fastest how of each model, {where}", "ImageNet top-1, %", note)
     path.write_bytes(render(figure)[0])
 
 
-def bench_once(cases: list[Case], out: Path, options: Options) -> dict[str, Any]:
+def bench_once(cases: list[Case], out: Path, options: BenchOptions) -> dict[str, Any]:
     """``bench``, or what it wrote when a command that was stopped later got this far."""
     if out.is_file():
         done: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
@@ -106,7 +106,7 @@ def measure(args: argparse.Namespace, device: str, console: Console) -> None:
     name = f"vit_vs_cnn_{device}"
     for batch, repeats, warmup in ((1, args.repeats, 2), (args.batch, args.batch_repeats, 1)):
         cases = cases_of(args.models, batch, args.threads, device)
-        options = Options(repeats, warmup, memory=batch == 1, work=args.work, minutes=args.minutes)
+        options = BenchOptions(repeats, warmup, memory=batch == 1, work=args.work, minutes=args.minutes)
         result = bench_once(cases, args.out / f"{name}_batch{batch}.json", options)
         rows += result["rows"]
         sessions[f"batch {batch}"], method, complete = (

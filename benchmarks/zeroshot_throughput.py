@@ -21,9 +21,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import open_clip
 import torch
-from harness import write_result
+from harness import require, write_result
 from PIL import Image
 from rich.console import Console
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, pipeline
@@ -44,6 +43,8 @@ BATCH = 32
 def random_clip(folder: Path, *, small: bool = False) -> Path:
     """A CLIP with random weights as a folder: the shape of ViT-B/32, or one that takes a thousandth of the time."""
     torch.manual_seed(0)
+    import open_clip
+
     tokenizer = tokenizer_from_merges(Path(open_clip.__file__).with_name(BPE_FILE))
     size = 32 if small else 224
     narrow = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -103,6 +104,8 @@ def labelled(towers: Towers, plan: TilePlan, out: Path, classes: str, index: Pat
 
 def open_clip_loop(files: list[Path]) -> float:
     """Images per second of the plain loop."""
+    import open_clip
+
     model, _, transform = open_clip.create_model_and_transforms("ViT-B-32")
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
     model.eval()
@@ -139,6 +142,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="(%(default)s)")
     parser.add_argument("--small", action="store_true", help="a tiny model, to try the script; nothing is written")
     args = parser.parse_args()
+    require("open_clip")
     console = Console()
     torch.set_num_threads(physical_cores())
     with tempfile.TemporaryDirectory() as made:

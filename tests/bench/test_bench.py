@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,14 @@ import onnx
 import pytest
 import torch
 
+from benchmarks import harness
 from vitdomains.bench import tables
 from vitdomains.bench.__main__ import main
 from vitdomains.bench.candidates import forward_call, module, parameters, textures, weight_bytes
 from vitdomains.bench.cases import Case, Subject, bundle_subject, case_from_json, impossible, make_cases, named_subject
 from vitdomains.bench.processes import prepare, resident, work_folder
-from vitdomains.bench.run import Options, bench
-from vitdomains.bench.timing import environment, interleave, machine, rounds, summary
+from vitdomains.bench.run import BenchOptions, bench
+from vitdomains.bench.timing import environment, machine, rounds, summary
 from vitdomains.core.bundle import Bundle, update_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec
@@ -87,7 +90,7 @@ def test_a_short_call_is_preceded_by_one_that_is_not_timed() -> None:
 
 def test_the_summary_is_median_and_percentiles() -> None:
     assert summary(list(range(1, 12))) == {"median_s": 6.0, "p10_s": 2.0, "p90_s": 10.0, "min_s": 1.0, "repeats": 11.0}
-    assert interleave({"a": lambda: None}, repeats=4)["a"]["repeats"] == 4
+    assert harness.interleave({"a": lambda: None}, repeats=4)["a"]["repeats"] == 4
 
 
 def test_the_environment_says_what_a_number_depends_on() -> None:
@@ -213,7 +216,7 @@ def stop(phase: str, done: int, total: int, text: str) -> None:
 
 def test_a_stopped_benchmark_goes_on_where_it_was(result: dict[str, Any], folder: Path, bundle: Bundle) -> None:
     cases = make_cases([bundle_subject(bundle.path)], ["torch", "onnx"], ["fp32"], [2], [1])
-    options, out = Options(repeats=3, warmup=0, memory=False, work=folder / "work"), folder / "stopped.json"
+    options, out = BenchOptions(repeats=3, warmup=0, memory=False, work=folder / "work"), folder / "stopped.json"
     with pytest.raises(KeyboardInterrupt):
         bench(cases, out, options, stop)
     (before,) = json.loads((folder / "stopped.json.partial").read_text())["rounds"]
@@ -225,7 +228,7 @@ def test_a_stopped_benchmark_goes_on_where_it_was(result: dict[str, Any], folder
 
 def test_other_cases_do_not_go_on_from_what_was_stopped(result: dict[str, Any], folder: Path, bundle: Bundle) -> None:
     subject, out = [bundle_subject(bundle.path)], folder / "changed.json"
-    options = Options(repeats=2, warmup=0, memory=False, work=folder / "work")
+    options = BenchOptions(repeats=2, warmup=0, memory=False, work=folder / "work")
     with pytest.raises(KeyboardInterrupt):
         bench(make_cases(subject, ["torch"], ["fp32"], [1], [1]), out, options, stop)
     other = bench(make_cases(subject, ["torch"], ["fp32"], [3], [1]), out, options, silent)
@@ -234,7 +237,7 @@ def test_other_cases_do_not_go_on_from_what_was_stopped(result: dict[str, Any], 
 
 def test_a_benchmark_stops_in_time(result: dict[str, Any], folder: Path, bundle: Bundle) -> None:
     cases = make_cases([bundle_subject(bundle.path)], ["torch"], ["fp32"], [1], [1])
-    short = bench(cases, folder / "short.json", Options(work=folder / "work", minutes=1e-9), silent)
+    short = bench(cases, folder / "short.json", BenchOptions(work=folder / "work", minutes=1e-9), silent)
     assert not short["complete"] and not (folder / "short.json").exists()
     (folder / "short.json.partial").unlink()
 
@@ -259,17 +262,17 @@ def test_what_fails_is_a_row_with_its_reason(result: dict[str, Any], folder: Pat
     measured, reason = resident(Case(bundle_subject(bundle.path), "onnx", "fp32", 1, 1), work, 300.0)
     assert measured == {} and "onnx" in reason.lower()
     cases = make_cases([Subject("nothing", "timm:nothing_at_all", 32, 32)], ["torch", "onnx"], ["fp32"], [1], [1])
-    shown = bench(cases, folder / "failed.json", Options(repeats=1, work=folder / "work"), silent)
+    shown = bench(cases, folder / "failed.json", BenchOptions(repeats=1, work=folder / "work"), silent)
     assert shown["complete"] and all("nothing_at_all" in one["failed"] for one in shown["rows"])
     (grid,) = tables.details(shown["rows"])
     assert grid.rows == () and "torch fp32, onnx fp32" in grid.notes[0]
 
 
-def made_up(model: str, way: tuple[str, str], seconds: list[float], batch: int = 1, **more: Any) -> dict[str, Any]:
+def made_up(model: str, how: tuple[str, str], seconds: list[float], batch: int = 1, **more: Any) -> dict[str, Any]:
     subject = Subject(model, "", 224, 224)
-    case = Case(subject, *way, batch, 1)
+    case = Case(subject, *how, batch, 1)
     return {
-        "label": case.label, "model": model, "image_size": 224, "runtime": way[0], "precision": way[1], "batch": batch,
+        "label": case.label, "model": model, "image_size": 224, "runtime": how[0], "precision": how[1], "batch": batch,
         "threads": 1, "device": "cpu", "parameters": 5_000_000, "size_bytes": 20_000_000, "peak_memory_mib": 150.0,
         **summary(seconds), "images_per_second": batch / summary(seconds)["median_s"], "seconds": seconds, "run": "one", **more,
     }  # fmt: skip
@@ -299,11 +302,11 @@ def test_comparison_is_round_by_round_and_image_by_image() -> None:
 
 
 def test_tables_hold_the_numbers_and_the_reasons() -> None:
-    grid = tables.pivot([r for r in ROWS if r["batch"] == 1], "ms", "Latency")
+    grid = harness.pivot([r for r in ROWS if r["batch"] == 1], "ms", "Latency")
     assert grid.columns == ("model", "M parameters", "px", "torch fp32", "onnx fp32")
     assert grid.rows[0] == ("a", "5.0", "224", "100", "50.0")
     assert grid.notes == ("not run, no kernels: onnx bf16", "not run, too old: onnx int8 (b)")
-    text = tables.markdown(grid)
+    text = harness.markdown(grid)
     assert "| a | 5.0 | 224 | 100 | 50.0 |" in text and "- not run, too old" in text
     first, *_, last = tables.details(ROWS)
     assert first.title == "a, 5.00 M parameters, 224 px, batch 1, 1 thread" and "batch 1" in last.title
@@ -313,7 +316,7 @@ def test_tables_hold_the_numbers_and_the_reasons() -> None:
 
 def test_the_plot_is_a_picture() -> None:
     points = [("resnet50", 30.0, 80.9, "CNN"), ("vit", 60.0, 84.5, "ViT")]
-    png, svg = render(tables.accuracy_plot(points, "ms", "top-1, %", "quoted"))
+    png, svg = render(harness.accuracy_plot(points, "ms", "top-1, %", "quoted"))
     assert png.startswith(b"\x89PNG") and "resnet50" in svg and "quoted" in svg
 
 
@@ -334,4 +337,20 @@ def test_commands_explain_what_is_wrong(
 
 def test_a_benchmark_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to measure"):
-        bench([], tmp_path / "x.json", Options(), silent)
+        bench([], tmp_path / "x.json", BenchOptions(), silent)
+
+
+def test_what_measures_memory_of_other_runtimes_imports_no_pytorch() -> None:
+    code = "import sys, vitdomains.bench.processes; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_peer_that_is_not_there_is_named_before_anything_is_measured() -> None:
+    with pytest.raises(
+        SystemExit, match=r"no_such_peer is not installed. Run: pip install 'no_such_peer'\nor leave it out"
+    ) as ended:
+        harness.require("json", "no_such_peer", otherwise="or leave it out: --no-peers")
+    assert ended.value.code
+    assert harness.missing("json") == ""
+    assert "vitdomains[bench]" in harness.missing("torchgeo") or not harness.missing("torchgeo")

@@ -22,7 +22,7 @@ from vitdomains.bench.cases import (
     make_cases,
     named_subject,
 )
-from vitdomains.bench.run import Options, bench
+from vitdomains.bench.run import BenchOptions, bench
 from vitdomains.core import terminal
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.core.process import restart_with_tuned_allocator
@@ -111,9 +111,9 @@ def add_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--out", type=Path, default=Path(out), help="result to write (default: %(default)s)")
 
 
-def options_of(args: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace) -> BenchOptions:
     """How to measure, from what ``add_options`` parsed."""
-    return Options(repeats=args.repeats, memory=not args.no_memory, work=args.work, minutes=args.minutes)
+    return BenchOptions(repeats=args.repeats, memory=not args.no_memory, work=args.work, minutes=args.minutes)
 
 
 def _measure(subjects: list[Subject], args: argparse.Namespace) -> int:

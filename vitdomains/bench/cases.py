@@ -1,4 +1,7 @@
-"""What is measured: a model in a runtime, at a precision, a batch size and a number of threads; and what cannot be."""
+"""What is measured: a model in a runtime, at a precision, a batch size and a number of threads; and what cannot be.
+
+Imports no PyTorch: the process that measures the memory of other runtimes reads it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vitdomains.core.bundle import read_bundle
 from vitdomains.core.errors import ConfigError
 
 RUNTIMES = ("torch", "onnx", "openvino")
@@ -110,6 +112,8 @@ def bundle_subject(folder: str | Path) -> Subject:
     Raises:
         BundleError: The bundle is damaged.
     """
+    from vitdomains.core.bundle import read_bundle
+
     bundle = read_bundle(folder)
     spec, path = bundle.preprocess, Path(folder).resolve()
     models = sorted(item for item in bundle.files.items() if item[0].startswith("model."))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,9 @@ from vitdomains.bench.processes import Prepared, prepare, resident, work_folder
 from vitdomains.bench.timing import environment, load_average, rounds, summary, write_result
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_text
+from vitdomains.core.terminal import OnProgress
 
 logger = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, int, int, str], None]
 
 WARM_BELOW = 0.25
 """Seconds; see ``rounds``."""
@@ -47,7 +46,7 @@ METHOD = (
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """How to measure."""
 
     repeats: int = 20
@@ -81,7 +80,7 @@ class State:
     """When and under which load the rounds were made."""
 
 
-def bench(cases: Sequence[Case], out: Path, options: Options, on_progress: OnProgress) -> dict[str, Any]:
+def bench(cases: Sequence[Case], out: Path, options: BenchOptions, on_progress: OnProgress) -> dict[str, Any]:
     """Measure all cases and write the result.
 
     Args:
@@ -138,7 +137,7 @@ def _save(state: State, partial: Path) -> None:
 
 
 def _running(
-    cases: Sequence[Case], state: State, partial: Path, options: Options, until: float, on_progress: OnProgress
+    cases: Sequence[Case], state: State, partial: Path, options: BenchOptions, until: float, on_progress: OnProgress
 ) -> dict[Case, Path] | None:
     """Case -> folder of its artefacts, for those that can be run; the others are in ``state.failed``. None: out of time."""
     subjects = list(dict.fromkeys(case.subject for case in cases))
@@ -166,7 +165,7 @@ def _running(
     return {case: folders[case.subject] for case in left if case.label not in state.failed}
 
 
-def _prepare(subject: Subject, cases: Sequence[Case], state: State, work: Path, options: Options) -> None:
+def _prepare(subject: Subject, cases: Sequence[Case], state: State, work: Path, options: BenchOptions) -> None:
     """Make the artefacts of one subject; what failed in an earlier session is not tried again."""
     known: dict[str, str] = state.prepared.get(subject.name, {}).get("failed", {})
     possible = [case for case in cases if case.label not in state.failed]
@@ -185,7 +184,7 @@ def _prepare(subject: Subject, cases: Sequence[Case], state: State, work: Path, 
 
 
 def _time(
-    running: dict[Case, Path], state: State, partial: Path, options: Options, until: float, on_progress: OnProgress
+    running: dict[Case, Path], state: State, partial: Path, options: BenchOptions, until: float, on_progress: OnProgress
 ) -> None:
     left = options.repeats - len(state.rounds)
     if left < 1 or not running:

@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from rich import box
 from rich.table import Table
 
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.evaluation.plots import ACCENT, FAINT, LINE
 
 Row = Mapping[str, Any]
 
@@ -24,7 +21,7 @@ VALUES = {
     "peak MiB": ("peak_memory_mib", 1.0),
     "GPU MiB": ("peak_gpu_mib", 1.0),
 }
-"""What ``pivot`` shows: the key in a row, and its unit."""
+"""What ``cell`` shows: the key in a row, and its unit."""
 
 
 @dataclass(frozen=True)
@@ -48,28 +45,16 @@ def details(rows: Sequence[Row]) -> list[Grid]:
         lines = []
         for row in own:
             if "failed" not in row:
-                values = {what: _value(row, what) for what in VALUES}
+                values = {what: cell(row, what) for what in VALUES}
                 spread = " to ".join(_number(1e3 * row[key]) for key in ("p10_s", "p90_s") if key in row)
                 memory = values["GPU MiB"] or values["peak MiB"]
-                way = f"{row['runtime']} {row['precision']}"
-                lines.append((way, values["ms"], spread, values["images/s"], values["MB on disk"], memory))
+                how = f"{row['runtime']} {row['precision']}"
+                lines.append((how, values["ms"], spread, values["images/s"], values["MB on disk"], memory))
         parameters = f", {own[0]['parameters'] / 1e6:.2f} M parameters" if own[0].get("parameters") else ""
         where = own[0]["device"] if own[0]["device"] != "cpu" else f"{threads} thread{'s' if threads > 1 else ''}"
         title = f"{name}{parameters}, {own[0]['image_size']} px, batch {batch}, {where}"
-        grids.append(Grid(title, columns, tuple(lines), _failures(own)))
+        grids.append(Grid(title, columns, tuple(lines), failures(own)))
     return grids
-
-
-def pivot(rows: Sequence[Row], what: str, title: str) -> Grid:
-    """A line a model, a column for each runtime and precision, one of ``VALUES`` in the cells; empty: not run."""
-    ways = list(dict.fromkeys((row["runtime"], row["precision"]) for row in rows if _value(row, what)))
-    cells = {(row["model"], row["runtime"], row["precision"]): _value(row, what) for row in rows}
-    lines = []
-    for row in {row["model"]: row for row in rows}.values():
-        parameters = f"{row['parameters'] / 1e6:.1f}" if row.get("parameters") else ""
-        texts = (cells.get((row["model"], *way), "") for way in ways)
-        lines.append((row["model"], parameters, str(row["image_size"]), *texts))
-    return Grid(title, ("model", "M parameters", "px", *(" ".join(way) for way in ways)), tuple(lines), _failures(rows))
 
 
 def drawn(grid: Grid) -> Table:
@@ -87,20 +72,8 @@ def drawn(grid: Grid) -> Table:
     return table
 
 
-def markdown(grid: Grid) -> str:
-    """For a README."""
-    lines = [
-        f"**{grid.title}**",
-        "",
-        f"| {' | '.join(grid.columns)} |",
-        f"| {' | '.join('---' for _ in grid.columns)} |",
-    ]
-    lines += [f"| {' | '.join(row)} |" for row in grid.rows]
-    notes = ["", *(f"- {note}" for note in grid.notes)] if grid.notes else []
-    return "\n".join([*lines, *notes]) + "\n"
-
-
-def _value(row: Row, what: str) -> str:
+def cell(row: Row, what: str) -> str:
+    """One of ``VALUES`` of a row as text; empty where it was not measured."""
     key, unit = VALUES[what]
     return _number(unit * row[key]) if row.get(key) is not None and "failed" not in row else ""
 
@@ -110,16 +83,16 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _failures(rows: Sequence[Row]) -> tuple[str, ...]:
-    """A line a reason, with the ways that it keeps from running, and of which models unless of all."""
+def failures(rows: Sequence[Row]) -> tuple[str, ...]:
+    """A line a reason, with the columns that it keeps from running, and of which models unless of all."""
     everyone = {row["model"] for row in rows}
-    ways: dict[tuple[str, str], set[str]] = {}
+    columns: dict[tuple[str, str], set[str]] = {}
     for row in rows:
         if "failed" in row:
-            ways.setdefault((row["failed"], f"{row['runtime']} {row['precision']}"), set()).add(row["model"])
+            columns.setdefault((row["failed"], f"{row['runtime']} {row['precision']}"), set()).add(row["model"])
     reasons: dict[str, list[str]] = {}
-    for (reason, way), models in ways.items():
-        reasons.setdefault(reason, []).append(way if models == everyone else f"{way} ({', '.join(sorted(models))})")
+    for (reason, how), models in columns.items():
+        reasons.setdefault(reason, []).append(how if models == everyone else f"{how} ({', '.join(sorted(models))})")
     return tuple(f"not run, {reason}: {', '.join(names)}" for reason, names in reasons.items())
 
 
@@ -164,28 +137,3 @@ def comparison(rows: Sequence[Row], baseline: str = "") -> Table:
     for row, ratio in compared:
         shown.add_row(row["label"], f"{ratio['median']:.2f}", f"{ratio['p10']:.2f} to {ratio['p90']:.2f}")
     return shown
-
-
-def accuracy_plot(
-    points: Sequence[tuple[str, float, float, str]], x_label: str, y_label: str, note: str = ""
-) -> Figure:
-    """Accuracy against time, for the eye; ``points`` are (name, time, accuracy, kind), one colour a kind."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axis = figure.subplots()
-    colours = dict(zip(dict.fromkeys(kind for *_, kind in points), (LINE, ACCENT, FAINT), strict=False))
-    for kind, colour in colours.items():
-        own = [point for point in points if point[3] == kind]
-        axis.scatter([x for _, x, _, _ in own], [y for _, _, y, _ in own], color=colour, label=kind, s=30)
-    for name, x, y, _ in points:
-        axis.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
-    axis.set(xlabel=x_label, ylabel=y_label, xscale="log")
-    # Plain numbers: the style of the reports takes the powers of ten for text.
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.margins(0.15)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
-    if note:
-        figure.supxlabel(note, fontsize=6.5)
-    return figure

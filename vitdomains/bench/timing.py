@@ -1,4 +1,4 @@
-"""The clock of every benchmark: candidates in turns, and a record of the machine without which a number means nothing.
+"""Timing of candidates in turns, and the record of the machine without which a number means nothing.
 
 Candidates take turns, so that a machine that slows down for a while slows all of them down, and in another order each
 round, so that none always pays for the memory that its predecessor gave back or the caches that it left cold.
@@ -122,21 +122,6 @@ def summary(seconds: Sequence[float]) -> dict[str, float]:
         "min_s": float(min(seconds)),
         "repeats": float(len(seconds)),
     }
-
-
-def interleave(
-    candidates: Mapping[str, Callable[[], object]], repeats: int = 20, warmup: int = 2
-) -> dict[str, dict[str, float]]:
-    """Time candidates in turns; see ``rounds``.
-
-    Returns:
-        Name -> ``summary``.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for timed in rounds(candidates, repeats, warmup=warmup):
-        for name, value in timed.items():
-            seconds[name].append(value)
-    return {name: summary(values) for name, values in seconds.items()}
 
 
 def write_result(path: Path, payload: Mapping[str, Any]) -> Path:

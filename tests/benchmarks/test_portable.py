@@ -10,8 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.portable import check_portable
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.portable import check_portable
 
 
 def model(kind: type = np.float32, opset: int = 20, domain: str = "", ir: int = 10) -> onnx.ModelProto:
