@@ -172,7 +172,7 @@ class Model:
         return file.read_text(encoding="utf-8") if file.is_file() else ""
 
     def __repr__(self) -> str:
-        runs = f"{self._predictor.way.runtime} in {self._predictor.way.precision}"
+        runs = f"{self._predictor.backend.runtime} in {self._predictor.backend.precision}"
         return f"Model({self.bundle.domain}, {self.bundle.model.name}, {len(self.classes)} classes, {runs})"
 
     def __call__(self, image: str | Path | npt.NDArray[Any]) -> Prediction:

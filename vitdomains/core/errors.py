@@ -65,6 +65,25 @@ def _image_error(path: str, problem: str, tag: str, value: object, hint: str) ->
     return ImageError(path, problem, tag=tag, value=value, hint=hint)
 
 
+def as_image_error(path: str | Path, error: Exception) -> ImageError:
+    """What another library raised while a file was read, as our error: one line, without control characters, at most 200 long."""
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, VitDomainsError):
+        return ImageError(path, error.message.rstrip("."), hint=error.hint)
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(error)).split())
+    return ImageError(
+        path, f"cannot be read ({type(error).__name__}{': ' if text else ''}{text:.200})",
+        hint="Open it in another program; copy or export it again if it is damaged.",
+    )  # fmt: skip
+
+
+class NoResultError(VitDomainsError):
+    """A job went through its input and has nothing to show: every file failed."""
+
+    exit_status = 4
+
+
 class WeightsError(VitDomainsError):
     """Weights are missing, or do not fit the model."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from vitdomains import cxr, satellite, zeroshot
 from vitdomains.core.commands.cli import SHARED
-from vitdomains.core.config.choices import FIGURES, HEAT_MAPS, PRECISIONS, RUNTIMES
+from vitdomains.core.config.choices import HEAT_MAPS, PRECISIONS, RUNTIMES
 from vitdomains.core.domain import Deferred, Domain
 
 DOMAINS = {"cxr": cxr.DOMAIN, "satellite": satellite.DOMAIN, "zeroshot": zeroshot.DOMAIN}
@@ -48,13 +48,11 @@ def test_a_domain_names_its_sources_and_functions_rightly(domain: Domain) -> Non
 
 def test_the_names_that_options_take_are_those_of_the_code() -> None:
     from vitdomains.core.explain import METHODS
-    from vitdomains.core.explain.render import WRITTEN
-    from vitdomains.core.inference import backend, runtimes
+    from vitdomains.core.inference.backend import BACKENDS
 
     assert set(METHODS) == set(HEAT_MAPS)
-    assert WRITTEN == FIGURES
-    assert backend.PRECISIONS == PRECISIONS
-    assert runtimes.RUNTIMES == RUNTIMES
+    assert {backend.precision for backend in BACKENDS} == set(PRECISIONS) - {"auto"}
+    assert {backend.runtime for backend in BACKENDS} == set(RUNTIMES)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from vitdomains.core.export.int8 import quantize_openvino
 from vitdomains.core.export.onnx import to_onnx
 from vitdomains.core.export.torch_formats import to_openvino
-from vitdomains.core.inference.runtimes import kept_signal_stack, session, signal_stack
+from vitdomains.core.inference.runtimes import preserved_signal_stack, session, signal_stack
 from vitdomains.core.models.vit import vit
 
 pytest.importorskip("openvino")
@@ -46,6 +46,6 @@ def test_signals_arrive_after_openvino_has_quantised_and_its_sessions_have_ended
 
 def test_the_stack_comes_back_after_an_error() -> None:
     before = signal_stack()
-    with pytest.raises(ZeroDivisionError), kept_signal_stack():
+    with pytest.raises(ZeroDivisionError), preserved_signal_stack():
         raise ZeroDivisionError
     assert signal_stack() == before

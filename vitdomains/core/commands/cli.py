@@ -38,7 +38,9 @@ SHARED: dict[str, Command] = {
 
 
 def main(domain: Domain, argv: Sequence[str], more: Mapping[str, Command] | None = None, *, prog: str = "") -> int:
-    """Run one command of a domain and return its exit status: 0, 2 for an error, 130 for Ctrl-C.
+    """Run one command of a domain and return its exit status.
+
+    0; 2 for an error; 3 where some of the work failed (``--strict``, ``export``); 4 where all of it failed; 130 for Ctrl-C.
 
     Args:
         domain: What the commands need to know of the domain.

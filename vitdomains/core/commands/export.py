@@ -22,7 +22,7 @@ from vitdomains.core.errors import ExportError, ManifestError
 from vitdomains.core.export.checks import ALLOWED_LOSS
 from vitdomains.core.export.formats import FORMATS
 from vitdomains.core.export.int8 import Calibration
-from vitdomains.core.export.job import Exported, Options, export_bundle
+from vitdomains.core.export.job import Exported, ExportOptions, export_bundle
 from vitdomains.core.export.onnx import OPSET
 from vitdomains.core.terminal import OnProgress, console, parse_args, shown_progress
 
@@ -31,9 +31,9 @@ USAGE = "BUNDLE --formats onnx,openvino,int8 [--with_preprocessing] [--data.KEY 
 
 def export(domain: Domain, argv: list[str]) -> int:
     """Write ONNX, OpenVINO, INT8 and other files of a bundle, each checked against it."""
-    path, options, words = parse(domain, argv)
+    path, options, data_args = parse(domain, argv)
     bundle = read_bundle(path, domain=domain.name)
-    config = data_config(domain, bundle, words)
+    config = data_config(domain, bundle, data_args)
     with shown_progress() as on_progress:
         images = validation_images(domain, bundle, config, on_progress)
         bundle, made = export_bundle(bundle, images, options, on_progress)
@@ -85,36 +85,36 @@ def results_table(made: Sequence[Exported]) -> Table:
 
 
 def findings(made: Sequence[Exported]) -> Iterator[str]:
-    """Why formats were refused, which kinds of layers are to blame, and what helps."""
+    """Why formats were refused, which kinds of layers lose most, and what helps."""
     for each in made:
         if not each.refused:
             continue
         yield f"\n{each.format}: {each.refused}"
         stand_in = FORMATS[each.format.rpartition("/")[2]].stand_in
-        if each.blame and stand_in:
+        if each.layer_errors and stand_in:
             yield f"  measured on {stand_in}, where one kind of layer can be quantised alone:"
-        for one in each.blame:
+        for one in each.layer_errors:
             yield f"  {one.kind:<24} {one.layers:3d} layers, alone they change the outputs by {one.share:.1%} of their deviation"
-        for remedy in each.remedies:
-            keep = ",".join(remedy.keep)
-            outcome = remedy.problem or f"passes, with {remedy.size / 1e6:.1f} MB"
+        for trial in each.trials:
+            keep = ",".join(trial.keep)
+            outcome = trial.problem or f"passes, with {trial.size / 1e6:.1f} MB"
             yield f"  with {keep} in float32: {outcome}"
-        helped = [remedy for remedy in each.remedies if not remedy.problem]
+        helped = [trial for trial in each.trials if not trial.problem]
         if helped:
             yield f"  try: --formats {each.format.rpartition('/')[2]} --keep {','.join(helped[-1].keep)}"
-        elif each.blame and stand_in:
-            yield f"  try: more --calibration_images, or --formats {stand_in} --keep {each.blame[0].kind}"
-        elif each.blame:
+        elif each.layer_errors and stand_in:
+            yield f"  try: more --calibration_images, or --formats {stand_in} --keep {each.layer_errors[0].kind}"
+        elif each.layer_errors:
             yield "  try: another INT8 (int8-static, int8-openvino), the other --calibration, or fp16"
         elif each.checks:
             yield "  try: another of onnx, openvino, torchscript and pt2"
 
 
-def parse(domain: Domain, argv: Sequence[str]) -> tuple[str, Options, list[str]]:
-    """Path of the bundle, options of the export, and the words that configure the data.
+def parse(domain: Domain, argv: Sequence[str]) -> tuple[str, ExportOptions, list[str]]:
+    """Path of the bundle, options of the export, and the arguments that configure the data.
 
     Raises:
-        ConfigError: A word that is not known.
+        ConfigError: An argument that is not known.
     """
     prog = f"python -m vitdomains.{domain.name} export"
     rest, own = take_overrides(argv, sections=("data", "run"))
@@ -145,18 +145,18 @@ def parse(domain: Domain, argv: Sequence[str]) -> tuple[str, Options, list[str]]
     if {"-h", "--help"} & {*own, *rest}:
         parser.parse_args(["--help"])
     args = parse_args(parser, own, USAGE)
-    options = Options(
+    options = ExportOptions(
         _names(args.formats), args.with_preprocessing, _names(args.keep), args.calibration, args.calibration_images,
         args.allowed_loss, args.opset, args.threads, args.batch_size,
     )  # fmt: skip
     return args.bundle, options, rest
 
 
-def data_config(domain: Domain, bundle: Bundle, words: Sequence[str]) -> Config:
-    """The configuration that the bundle was trained with, with the user's words on top."""
+def data_config(domain: Domain, bundle: Bundle, args: Sequence[str]) -> Config:
+    """The configuration that the bundle was trained with, with the user's ``args`` on top."""
     default = config_from_dict(bundle.provenance["config"], check=False)
     default = replace(default, run=replace(default.run, dir=str(Path(bundle.path).parent)))
-    return parse_config(words, default, f"python -m vitdomains.{domain.name} export", sections=("data", "run"))
+    return parse_config(args, default, f"python -m vitdomains.{domain.name} export", sections=("data", "run"))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vitdomains.core.config.choices import PRECISIONS, RUNTIMES
 from vitdomains.core.domain import Domain, domain_reader
+from vitdomains.core.errors import NoResultError
 from vitdomains.core.terminal import console, parse_args, shown_progress
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,8 @@ def predict(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--runtime", default="auto", choices=("auto", *RUNTIMES),
                         help="auto: the fastest of those that the bundle was exported for (default: %(default)s)")  # fmt: skip
-    args = parse_args(parser, argv, "BUNDLE FILE_OR_FOLDER ... [--out predictions.csv]")
+    parser.add_argument("--strict", action="store_true", help="end with status 3 where some files failed")
+    args = parse_args(parser, argv, "BUNDLE FILE_OR_FOLDER ... [--out predictions.csv] [--strict]")
     from vitdomains.core.bundle import read_bundle
     from vitdomains.core.data.folders import folder_manifest
     from vitdomains.core.inference.predictor import Predictor
@@ -39,11 +41,16 @@ def predict(domain: Domain, argv: list[str]) -> int:
     reader = domain_reader(domain, bundle.preprocess)
     predictor = Predictor(bundle, reader, precision=args.precision, threads=args.threads, batch_size=args.batch_size,
                           runtime=args.runtime, read_checked=domain.read_checked)  # fmt: skip
-    logger.info("%s in %s", predictor.way.runtime, predictor.way.precision)
+    logger.info("%s in %s", predictor.backend.runtime, predictor.backend.precision)
     with shown_progress() as on_progress:
         errors = write_predictions(predictor, list(zip(records["id"], records["path"], strict=True)), Path(args.out),
                                    lambda done, total: on_progress("predict", done, total, "files"))  # fmt: skip
     console.print(f"{len(records)} files, {len(errors)} with an error: {args.out}")
     for error in errors[:5]:
         console.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+    if errors and len(errors) == len(records):
+        raise NoResultError(
+            f"All {len(records)} files failed: there is no prediction.",
+            hint=f"The column error of {args.out} says why.",
+        )
+    return 3 if errors and args.strict else 0

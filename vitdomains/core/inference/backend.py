@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vitdomains.core.bundle import WEIGHTS, Bundle
+from vitdomains.core.config.choices import PRECISIONS, RUNTIMES
 from vitdomains.core.errors import BundleError
 from vitdomains.core.files import write_text
 from vitdomains.core.inference.runtimes import available
@@ -24,13 +25,12 @@ from vitdomains.core.process import has_fast_bf16
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 PROBE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to compute logits: a runtime, what it computes in, and the exported format that it loads (none for torch)."""
+class Backend:
+    """One backend to compute logits: a runtime, what it computes in, and the exported format that it loads (none for torch)."""
 
     runtime: str
     precision: str
@@ -42,21 +42,21 @@ class Way:
         return self.precision if self.precision == "bf16" else "fp32"
 
 
-WAYS = (
-    Way("torch", "fp32"),
-    Way("torch", "bf16"),
-    Way("onnx", "fp32", "onnx"),
-    Way("onnx", "fp16", "fp16"),
-    Way("onnx", "int8", "int8-dynamic"),
-    Way("onnx", "int8", "int8-static"),
-    Way("openvino", "fp32", "openvino"),
-    Way("openvino", "bf16", "openvino"),
-    Way("openvino", "int8", "int8-openvino"),
+BACKENDS = (
+    Backend("torch", "fp32"),
+    Backend("torch", "bf16"),
+    Backend("onnx", "fp32", "onnx"),
+    Backend("onnx", "fp16", "fp16"),
+    Backend("onnx", "int8", "int8-dynamic"),
+    Backend("onnx", "int8", "int8-static"),
+    Backend("openvino", "fp32", "openvino"),
+    Backend("openvino", "bf16", "openvino"),
+    Backend("openvino", "int8", "int8-openvino"),
 )
 
 
-def possible_ways(bundle: Bundle, runtime: str, precision: str, *, cuda: bool = False) -> tuple[Way, ...]:
-    """The ways that fit what was asked, with the one to take first where speed is not measured.
+def possible_backends(bundle: Bundle, runtime: str, precision: str, *, cuda: bool = False) -> tuple[Backend, ...]:
+    """The backends that fit what was asked, with the one to take first where speed is not measured.
 
     Args:
         bundle: Its ``exports`` say what there is and what passed.
@@ -68,25 +68,25 @@ def possible_ways(bundle: Bundle, runtime: str, precision: str, *, cuda: bool = 
     Raises:
         BundleError: There is none; the hint says what to export.
     """
-    if precision not in PRECISIONS or runtime not in ("torch", "onnx", "openvino", "auto"):
+    if precision not in PRECISIONS or runtime not in (*RUNTIMES, "auto"):
         raise BundleError(
             f"runtime {runtime!r} with precision {precision!r} is not known.",
             hint=f"Use torch, onnx, openvino or auto, and {', '.join(PRECISIONS)}.",
         )
-    wanted = [way for way in WAYS if runtime in ("auto", way.runtime)]
+    wanted = [backend for backend in BACKENDS if runtime in ("auto", backend.runtime)]
     if precision != "auto":
-        wanted = [way for way in wanted if way.precision == precision]
+        wanted = [backend for backend in wanted if backend.precision == precision]
     else:
         low = {"torch": "bf16", "onnx": "fp16" if cuda else "", "openvino": "bf16"}
         if not (cuda or has_fast_bf16()):
             low = dict.fromkeys(low, "")
-        wanted = [way for way in wanted if way.precision in ("fp32", low[way.runtime])]
-        wanted.sort(key=lambda way: way.precision == "fp32")
-    reasons = {way: _reason_against(bundle, way, cuda) for way in wanted}
-    found = tuple(way for way, reason in reasons.items() if not reason)
+        wanted = [backend for backend in wanted if backend.precision in ("fp32", low[backend.runtime])]
+        wanted.sort(key=lambda backend: backend.precision == "fp32")
+    reasons = {backend: _reason_against(bundle, backend, cuda) for backend in wanted}
+    found = tuple(backend for backend, reason in reasons.items() if not reason)
     if not found:
         why = "; ".join(dict.fromkeys(reasons.values())) or "this runtime has no such precision"
-        formats = ",".join(sorted({way.format for way in wanted}))
+        formats = ",".join(sorted({backend.format for backend in wanted}))
         raise BundleError(
             f"The bundle {bundle.path} cannot run on {runtime} in {precision}: {why}.",
             hint=f"Run: python -m vitdomains.{bundle.domain} export {bundle.path} --formats {formats}"
@@ -96,54 +96,54 @@ def possible_ways(bundle: Bundle, runtime: str, precision: str, *, cuda: bool = 
     return found
 
 
-def _reason_against(bundle: Bundle, way: Way, cuda: bool) -> str:
-    if way.runtime == "torch":
+def _reason_against(bundle: Bundle, backend: Backend, cuda: bool) -> str:
+    if backend.runtime == "torch":
         return ""
-    record = bundle.exports.get(way.format)
+    record = bundle.exports.get(backend.format)
     if record is None:
-        return f"it has no {way.format} artefact"
+        return f"it has no {backend.format} artefact"
     if record["refused"]:
-        return f"{way.format} was refused: {record['refused']}"
+        return f"{backend.format} was refused: {record['refused']}"
     if record["weights_sha256"] != bundle.files[WEIGHTS]:
-        return f"{way.format} was exported from other weights"
-    if way.precision == "bf16" and not any(c["precision"] == "bf16" and c["passed"] for c in record["checks"]):
-        return f"{way.format} did not pass its gates in bf16"
-    if cuda and way.runtime == "openvino":
+        return f"{backend.format} was exported from other weights"
+    if backend.precision == "bf16" and not any(c["precision"] == "bf16" and c["passed"] for c in record["checks"]):
+        return f"{backend.format} did not pass its gates in bf16"
+    if cuda and backend.runtime == "openvino":
         return "OpenVINO does not run on this GPU"
-    return "" if available(way.runtime) else f"{way.runtime} is not installed"
+    return "" if available(backend.runtime) else f"{backend.runtime} is not installed"
 
 
 def choose(
     bundle: Bundle,
-    ways: Sequence[Way],
-    measured: Callable[[Way], float],
+    backends: Sequence[Backend],
+    measured: Callable[[Backend], float],
     shape: tuple[int, ...],
     *,
     threads: int,
-) -> Way:
-    """The fastest of several ways on this machine, measured once and remembered.
+) -> Backend:
+    """The fastest of several backends on this machine, measured once and remembered.
 
     Args:
         bundle: The bundle.
-        ways: From ``possible_ways``.
+        backends: From ``possible_backends``.
         measured: Images per second of one of them.
         shape: Of a batch, [B, ...]; part of what is remembered.
         threads: Compute threads; likewise.
     """
-    if len(ways) == 1:
-        return ways[0]
+    if len(backends) == 1:
+        return backends[0]
     file = cache_folder() / "runtimes.json"
-    key = _key(bundle, ways, shape, threads)
+    key = _key(bundle, backends, shape, threads)
     known = _read(file).get(key)
     if known is None:
-        logger.info("finding the fastest of %d runtimes, once for this bundle and machine", len(ways))
-        speeds = {way: measured(way) for way in ways}
-        named = {f"{way.runtime} {way.precision}": round(speed, 2) for way, speed in speeds.items()}
+        logger.info("finding the fastest of %d runtimes, once for this bundle and machine", len(backends))
+        speeds = {backend: measured(backend) for backend in backends}
+        named = {f"{backend.runtime} {backend.precision}": round(speed, 2) for backend, speed in speeds.items()}
         logger.info("images/s: %s", ", ".join(f"{name} {speed:.1f}" for name, speed in named.items()))
-        known = {"way": asdict(max(speeds, key=lambda way: speeds[way])), "images_per_second": named}
+        known = {"backend": asdict(max(speeds, key=lambda backend: speeds[backend])), "images_per_second": named}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, json.dumps({**_read(file), key: known}, indent=2) + "\n")
-    return Way(**known["way"])
+    return Backend(**known["backend"])
 
 
 def cache_folder() -> Path:
@@ -151,10 +151,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitdomains"
 
 
-def _key(bundle: Bundle, ways: Sequence[Way], shape: tuple[int, ...], threads: int) -> str:
+def _key(bundle: Bundle, backends: Sequence[Backend], shape: tuple[int, ...], threads: int) -> str:
     """What the answer depends on: the artefacts, the machine, the runtimes and the size of the work."""
     files = {
-        way.format: [bundle.files.get(f) for f in bundle.exports[way.format]["files"]] for way in ways if way.format
+        backend.format: [bundle.files.get(f) for f in bundle.exports[backend.format]["files"]]
+        for backend in backends
+        if backend.format
     }
     installed = {name: _version(name) for name in ("torch", "onnxruntime", "openvino")}
     machine = [
@@ -163,7 +165,7 @@ def _key(bundle: Bundle, ways: Sequence[Way], shape: tuple[int, ...], threads: i
         _processor(),
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
     ]
-    facts = [bundle.id, sorted(map(str, ways)), files, installed, machine, list(shape), threads]
+    facts = [bundle.id, sorted(map(str, backends)), files, installed, machine, list(shape), threads]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,8 +1,7 @@
-"""From files to probabilities: a bundle at work.
+"""Batch prediction: files in, calibrated probabilities out.
 
-Behind the bundle; sees no configuration and no data set. Files are decoded while others are computed: on a CPU by streams that
-each read and compute a batch of their own, beside a GPU by threads ahead of it. The output keeps the order of the input, and a
-file that cannot be read becomes a row with an error.
+Files are decoded while others are computed: on a CPU by streams that each read and compute a batch of their own, beside a GPU by
+threads ahead of it. The output keeps the order of the input, and a file that cannot be read becomes a row with an error.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ from torch import Tensor, nn
 
 from vitdomains.core.bundle import Bundle, load_model, read_bundle
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
-from vitdomains.core.errors import ImageError
-from vitdomains.core.inference.backend import PROBE_SECONDS, Way, choose, possible_ways
+from vitdomains.core.errors import ImageError, as_image_error
+from vitdomains.core.inference.backend import PROBE_SECONDS, Backend, choose, possible_backends
 from vitdomains.core.inference.runtimes import in_bf16, session
 from vitdomains.core.process import physical_cores
 
@@ -39,7 +38,7 @@ Record = tuple[str, str]
 Prepared = tuple[Record, np.ndarray | str, str]
 """A record, its image [C, H, W] or why it cannot be read, and what is wrong with an image that can."""
 
-Forward = Callable[[Tensor], np.ndarray]
+Classify = Callable[[Tensor], np.ndarray]
 """Stored images [B, C', H, W] -> logits [B, K]."""
 
 In = TypeVar("In")
@@ -109,9 +108,9 @@ class Predictor:
         self.read_checked = read_checked
         self._task = self.bundle.task
         self._model = model if model is None else model.to(self.device).eval()
-        ways = possible_ways(self.bundle, runtime, precision, cuda=self.device.type == "cuda")
-        self.way = ways[0] if runtime != "auto" else self._fastest(ways)
-        self._forwards: dict[int, Forward] = {}
+        backends = possible_backends(self.bundle, runtime, precision, cuda=self.device.type == "cuda")
+        self.backend = backends[0] if runtime != "auto" else self._fastest(backends)
+        self._forwards: dict[int, Classify] = {}
         self._loading = threading.Lock()
 
     @property
@@ -124,7 +123,7 @@ class Predictor:
     @property
     def streams(self) -> int:
         """How many calls at once do the most work: on a CPU one a core, for then no core waits for another."""
-        return self._streams(self.way)
+        return self._streams(self.backend)
 
     @property
     def stream_batch(self) -> int:
@@ -143,29 +142,31 @@ class Predictor:
         """
         return self._forward(streams)(images)
 
-    def _forward(self, streams: int) -> Forward:
+    def _forward(self, streams: int) -> Classify:
         """What runs the model, loaded and compiled once."""
         with self._loading:
             if streams not in self._forwards:
-                self._forwards[streams] = self._load(self.way, streams)
+                self._forwards[streams] = self._load(self.backend, streams)
             return self._forwards[streams]
 
-    def _load(self, way: Way, streams: int = 1) -> Forward:
+    def _load(self, backend: Backend, streams: int = 1) -> Classify:
         spec, device = self.bundle.preprocess, self.device
-        if way.runtime != "torch":
-            file = self.bundle.path / self.bundle.exports[way.format]["files"][0]
-            run = session(file, way.runtime, threads=self.threads, precision=way.arithmetic, device=device.type,
+        if backend.runtime != "torch":
+            file = self.bundle.path / self.bundle.exports[backend.format]["files"][0]
+            run = session(file, backend.runtime, threads=self.threads, precision=backend.arithmetic, device=device.type,
                           streams=streams)  # fmt: skip
             return lambda images: run(normalised(images.numpy(), spec))
-        bf16 = way.precision == "bf16"
+        bf16 = backend.precision == "bf16"
         model = in_bf16(self.model).eval() if bf16 else self.model
 
-        told = threading.local()
+        of_thread = threading.local()
 
         def forward(images: Tensor) -> np.ndarray:
-            if streams > 1 and not hasattr(told, "threads"):  # PyTorch counts compute threads by the thread that calls
-                told.threads = max(1, self.threads // streams)
-                torch.set_num_threads(told.threads)
+            if streams > 1 and not hasattr(
+                of_thread, "threads"
+            ):  # PyTorch counts compute threads by the thread that calls
+                of_thread.threads = max(1, self.threads // streams)
+                torch.set_num_threads(of_thread.threads)
             if device.type == "cuda":  # page-locked memory travels while the GPU computes
                 images = images.pin_memory().to(device, non_blocking=True)
             with torch.inference_mode():
@@ -175,21 +176,21 @@ class Predictor:
 
         return forward
 
-    def _streams(self, way: Way) -> int:
+    def _streams(self, backend: Backend) -> int:
         return self.threads if self.device.type == "cpu" else 1
 
-    def _fastest(self, ways: tuple[Way, ...]) -> Way:
+    def _fastest(self, backends: tuple[Backend, ...]) -> Backend:
         spec = self.bundle.preprocess
         count = self._stream_batch if self.device.type == "cpu" else self.batch_size
         shape = (count, spec.channels, spec.height, spec.width)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         images = torch.from_numpy(noise if spec.storage == "uint8" else noise.astype(np.float32))
 
-        def measured(way: Way) -> float:
-            forward = self._load(way, self._streams(way))
-            return images_per_second(forward, images, self._streams(way), PROBE_SECONDS / len(ways))
+        def measured(backend: Backend) -> float:
+            forward = self._load(backend, self._streams(backend))
+            return images_per_second(forward, images, self._streams(backend), PROBE_SECONDS / len(backends))
 
-        return choose(self.bundle, ways, measured, shape, threads=self.threads)
+        return choose(self.bundle, backends, measured, shape, threads=self.threads)
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities [N, K]."""
@@ -235,7 +236,15 @@ class Predictor:
         count = len(records) if isinstance(records, Sequence) else most * streams
         return max(1, min(most, -(-count // streams)))
 
-    def _work(self, batch: Sequence[Record], forward: Forward) -> list[Prediction]:
+    def _no_number(self, path: str) -> str:
+        hint = (
+            "Use --precision fp32."
+            if self.backend.precision != "fp32"
+            else "Look at the image, and at the bundle's report."
+        )
+        return str(ImageError(path, f"the model gives no finite number in {self.backend.precision}", hint=hint))
+
+    def _work(self, batch: Sequence[Record], forward: Classify) -> list[Prediction]:
         return list(self._scored([self._prepare(record) for record in batch], forward))
 
     def _prepare(self, record: Record) -> Prepared:
@@ -243,11 +252,12 @@ class Predictor:
         try:
             raw, quality = self.read_checked(path) if self.read_checked else (self.read_image(path), "")
             image = prepare(raw, self.bundle.preprocess)
-        except ImageError as error:
-            return record, str(error), ""
+        except Exception as error:
+            logger.debug("%s", path, exc_info=True)
+            return record, str(as_image_error(path, error)), ""
         return record, image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1)), quality
 
-    def _scored(self, batch: Sequence[Prepared], forward: Forward) -> Iterator[Prediction]:
+    def _scored(self, batch: Sequence[Prepared], forward: Classify) -> Iterator[Prediction]:
         channels = {image.shape[0] for _, image, _ in batch if not isinstance(image, str)}
         scores: dict[int, np.ndarray] = {}
         # Grey and colour files may stand in one folder; each goes through as what it is.
@@ -259,9 +269,10 @@ class Predictor:
             scores |= dict(zip(rows, self.scores(forward(images)), strict=True))
         nothing = np.full(len(self.bundle.classes), np.nan)
         for i, ((identity, path), image, quality) in enumerate(batch):
-            if isinstance(image, str):
-                logger.warning("skipped: %s", image)
-                yield Prediction(identity, path, nothing, (), self.bundle.id, image)
+            error = image if isinstance(image, str) else "" if np.isfinite(scores[i]).all() else self._no_number(path)
+            if error:
+                logger.warning("skipped: %s", error)
+                yield Prediction(identity, path, nothing, (), self.bundle.id, error)
             else:
                 yield Prediction(identity, path, scores[i], self.labels(scores[i]), self.bundle.id, quality=quality)
 
@@ -298,7 +309,7 @@ def normalised(images: np.ndarray, spec: PreprocessSpec) -> np.ndarray:
     return np.subtract(out, mean.astype(np.float32), out=out)
 
 
-def images_per_second(forward: Forward, images: Tensor, streams: int, seconds: float) -> float:
+def images_per_second(forward: Classify, images: Tensor, streams: int, seconds: float) -> float:
     """Throughput of ``streams`` calls at once over some seconds, after one call each to warm up; at least two rounds."""
     with ThreadPoolExecutor(streams) as pool:
         list(pool.map(forward, [images] * streams))

@@ -1,4 +1,4 @@
-"""Predictions as a table on disk: in the order of the input, whole or not at all, and resumed after a stop.
+"""Table of predictions on disk: in the order of the input, whole or not at all, and resumed after a stop.
 
 Rows go to a journal beside the output as they come; the same command after a stop reads it and goes on behind its last row.
 """
@@ -16,6 +16,9 @@ import pandas as pd
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.inference.predictor import Prediction, Predictor, Record
+
+OWN_COLUMNS = ("id", "path", "labels", "quality", "error")
+"""Columns beside those of the classes; a class of such a name stands in ``score:NAME``."""
 
 
 def write_predictions(
@@ -35,14 +38,14 @@ def write_predictions(
     Raises:
         ConfigError: ``out`` is neither .csv nor .parquet.
     """
-    if out.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--out {out} is neither .csv nor .parquet.", hint="Choose one of the two.")
+    suffix = out.suffix.lower()
+    if suffix not in (".csv", ".parquet") or out.is_dir():
+        raise ConfigError(f"--out {out} is {'a folder' if out.is_dir() else 'neither .csv nor .parquet'}.",
+                          hint="Give the name of a file that ends in one of the two.")  # fmt: skip
     journal = out.with_name(f".{out.name}.journal")
-    header = (
-        json.dumps({"bundle": predictor.bundle.id, "files": len(records), "first": records[0], "last": records[-1]})
-        if records
-        else ""
-    )
+    backend = f"{predictor.backend.runtime} {predictor.backend.precision}"
+    about = {"bundle": predictor.bundle.id, "backend": backend, "files": len(records)}
+    header = json.dumps({**about, "first": records[0], "last": records[-1]}) if records else ""
     done = _read_journal(journal, header, records)
     journal.parent.mkdir(parents=True, exist_ok=True)
     if not done:
@@ -53,7 +56,7 @@ def write_predictions(
             handle.write(json.dumps(done[-1]) + "\n")
             on_progress(len(done), len(records))
     table = _table(done, predictor.bundle.classes, quality=predictor.read_checked is not None)
-    if out.suffix == ".csv":
+    if suffix == ".csv":
         write_atomically(out, lambda part: table.to_csv(part, index=False, float_format="%.6f"))
     else:
         write_atomically(out, lambda part: table.to_parquet(part, index=False))
@@ -69,7 +72,8 @@ def predictions_table(predictions: Sequence[Prediction], classes: Sequence[str],
 def _table(rows: Sequence[Mapping[str, Any]], classes: Sequence[str], *, quality: bool) -> pd.DataFrame:
     scores = np.array([row["scores"] or [np.nan] * len(classes) for row in rows], dtype=np.float64)
     table = pd.DataFrame({"id": [r["id"] for r in rows], "path": [r["path"] for r in rows]})
-    table = pd.concat([table, pd.DataFrame(scores.reshape(len(rows), len(classes)), columns=list(classes))], axis=1)
+    for name, column in zip(classes, scores.reshape(len(rows), len(classes)).T, strict=True):
+        table[f"score:{name}" if name in OWN_COLUMNS else name] = column
     table["labels"] = ["|".join(r["labels"]) for r in rows]
     if quality:
         table["quality"] = [r.get("quality", "") for r in rows]  # a journal of an older version has none

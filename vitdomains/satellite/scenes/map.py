@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vitdomains.core.bundle import Bundle, read_bundle
+from vitdomains.core.config.choices import PRECISIONS, RUNTIMES
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError
@@ -24,9 +25,7 @@ from vitdomains.core.geo.map.stac import Product, map_item, model_item, write_it
 from vitdomains.core.geo.map.tiles_table import READ_AS
 from vitdomains.core.geo.read.http import is_remote, shown
 from vitdomains.core.geo.read.scene_paths import Input, files_of, find_input
-from vitdomains.core.inference.backend import PRECISIONS
 from vitdomains.core.inference.predictor import Predictor
-from vitdomains.core.inference.runtimes import RUNTIMES
 from vitdomains.core.jobs.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.satellite.scenes.multi_file import read_scene
