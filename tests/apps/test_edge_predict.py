@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -14,10 +16,10 @@ import torch
 from onnx import TensorProto, helper
 from PIL import Image
 
+from benchmarks.portable import check_portable
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.export import to_onnx
 from vitdomains.core.export.onnx import EndToEnd
-from vitdomains.core.export.portable import check_portable
 from vitdomains.core.models.vit import vit
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "edge_predict.py"
@@ -82,9 +84,27 @@ def test_sixteen_bits_become_eight(exported: tuple[EndToEnd, Path, int], tmp_pat
     file = exported[1]
     eight = np.random.default_rng(1).integers(0, 255, (40, 40), dtype=np.uint8)
     Image.fromarray(eight).save(tmp_path / "8.png")
-    Image.fromarray(eight.astype(np.uint16) * 256 + 7).save(tmp_path / "16.png")
-    lines = [json.loads(line) for line in run(file, tmp_path / "8.png", tmp_path / "16.png").stdout.splitlines()]
-    assert lines[0]["probabilities"] == lines[1]["probabilities"]
+    eight[0, 0] = 255
+    Image.fromarray(eight).save(tmp_path / "8.png")
+    Image.fromarray(eight.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray(np.rint(eight / 255 * 4095).astype(np.uint16)).save(tmp_path / "12.png")
+    named = (tmp_path / "12.png").read_bytes()  # half as bright, and its sBIT chunk says that 13 bits are full scale
+    chunk = b"sBIT" + bytes([13])
+    chunk = (1).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (tmp_path / "13.png").write_bytes(named[:33] + chunk + named[33:])
+    Image.fromarray((eight / 2).round().astype(np.uint8)).save(tmp_path / "half.png")
+    done = run(file, *(tmp_path / f"{name}.png" for name in ("8", "16", "12", "13", "half")))
+    whole, deep, twelve, thirteen, half = (
+        list(json.loads(line)["probabilities"].values()) for line in done.stdout.splitlines()
+    )
+    assert whole == deep == twelve != half
+    assert thirteen == pytest.approx(half, abs=2e-3)
+
+
+def test_sixteen_bit_colour_is_refused_not_cut_down(exported: tuple[EndToEnd, Path, int], tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((9, 9, 3), 4095, np.uint16))
+    done = run(exported[1], tmp_path / "deep.png")
+    assert done.returncode == 1 and "16-bit colour" in done.stderr
 
 
 def test_it_refuses_a_file_that_takes_no_images(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.core import small_bundle, toy
 from vitdomains.core.bundle import Bundle
-from vitdomains.core.export.job import Exported, Options, export_bundle
+from vitdomains.core.export.job import Exported, ExportOptions, export_bundle
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +17,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, tuple[Ex
     folder = tmp_path_factory.mktemp("exported")
     root = toy.write_images(folder / "images", n=120)
     bundle = small_bundle.make(folder / "bundle", root)
-    options = Options(("all",), allowed=0.05, threads=1, calibration_images=16)
+    options = ExportOptions(("all",), allowed=0.05, threads=1, calibration_images=16)
     return export_bundle(bundle, small_bundle.validation(root), options)
 
 

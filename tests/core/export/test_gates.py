@@ -1,4 +1,4 @@
-"""The gates let through what agrees with the model, and nothing else; blame falls on the layers that are at fault."""
+"""The gates let through what agrees with the model, and nothing else; the error falls on the layers that are at fault."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.checks import Yardstick, check
-from vitdomains.core.export.layer_errors import KindError, blame, by_kind, kind_of, remedies
+from vitdomains.core.export.checks import check
+from vitdomains.core.export.layer_errors import KindError, by_kind, errors_by_kind, kind_of, try_in_float32
+from vitdomains.core.export.reference import Reference
 from vitdomains.core.tasks import build_task
 
 RNG = np.random.default_rng(0)
@@ -18,13 +19,13 @@ WEIGHT = RNG.standard_normal((4, 2)).astype(np.float32)
 OUTPUTS = INPUTS @ WEIGHT
 TARGETS = (OUTPUTS > 0).astype(np.float32)
 TASK = build_task("multilabel", ("a", "b"))
-YARD = Yardstick(
+REFERENCE = Reference(
     lambda: iter(np.split(INPUTS, 5)), INPUTS[:8], OUTPUTS[:8], OUTPUTS, TARGETS, lambda z: TASK.scores(z), TASK
 )
 
 
 def through(forward, tolerance: float = 0.01, allowed: float = 0.005):  # type: ignore[no-untyped-def]
-    return check(forward, YARD, runtime="onnx", precision="fp32", tolerance=tolerance, allowed=allowed)
+    return check(forward, REFERENCE, runtime="onnx", precision="fp32", tolerance=tolerance, allowed=allowed)
 
 
 def test_the_model_itself_passes() -> None:
@@ -49,7 +50,7 @@ def test_not_a_number_fails() -> None:
 
 
 def test_labels_that_define_no_metric_are_an_error() -> None:
-    empty = replace(YARD, targets=np.ones_like(TARGETS))
+    empty = replace(REFERENCE, targets=np.ones_like(TARGETS))
     with pytest.raises(ExportError, match="does not define auroc"):
         empty.metric(OUTPUTS)
 
@@ -77,15 +78,15 @@ def test_the_guilty_kind_comes_first_and_its_absence_is_tried() -> None:
     def make(kept: set[str]):  # type: ignore[no-untyped-def]
         return lambda x: x @ WEIGHT + sum(error[name] for name in error.keys() - kept)
 
-    found = blame(kinds, make, YARD)
+    found = errors_by_kind(kinds, make, REFERENCE)
     assert [each.kind for each in found] == ["worse", "bad", "good"]
     assert found[2].layers == 2 and found[1].error == pytest.approx(0.5, rel=1e-3)
-    tried = remedies(found, kinds, lambda kept: ("" if {"3", "4"} <= kept else "still bad", 1))
+    tried = try_in_float32(found, kinds, lambda kept: ("" if {"3", "4"} <= kept else "still bad", 1))
     assert [(each.keep, each.problem) for each in tried] == [(("worse",), "still bad"), (("worse", "bad"), "")]
 
 
 def test_nothing_helps_is_an_answer_too() -> None:
     kinds = by_kind({str(i): f"blocks.0.k{i}x" for i in range(9)})
     errors = [KindError(kind, 1, 1.0, 1.0) for kind in kinds]
-    tried = remedies(errors, kinds, lambda kept: ("bad", 1))
+    tried = try_in_float32(errors, kinds, lambda kept: ("bad", 1))
     assert len(tried) == 3 and all(each.problem for each in tried)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitdomains.bench.timing import machine
 from vitdomains.core.export.formats import is_transformer
 from vitdomains.core.export.int8 import calibrate, quantize_dynamic, quantize_openvino, quantize_static
 from vitdomains.core.export.onnx import layer_of, read_metadata, to_onnx
@@ -52,6 +53,10 @@ def inputs(seed: int = 0, count: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 3, 32, 32)).astype(np.float32)
 
 
+# Without VNNI, sums of two products of eight bits saturate at sixteen.
+ROUGH = 1.0 if {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"} & set(machine()["features"]) else 3.0
+
+
 def error(quantised: Path, source: Path) -> float:
     """Of the outputs on unseen inputs, as a share of their deviation."""
     x = inputs(seed=1)
@@ -62,7 +67,7 @@ def error(quantised: Path, source: Path) -> float:
 def test_dynamic_int8_is_less_than_a_third(transformer: Path, tmp_path: Path) -> None:
     made = quantize_dynamic(transformer, tmp_path / "q.onnx")
     assert made.stat().st_size < 0.3 * transformer.stat().st_size
-    assert error(made, transformer) < 0.05
+    assert error(made, transformer) < 0.05 * ROUGH
     assert read_metadata(made) == {"task": "multilabel"}
     stored = {tensor.name: tensor.data_type for tensor in onnx.load(made).graph.initializer}
     assert stored["patch_embed.proj.weight_int8"] == onnx.TensorProto.INT8
@@ -94,7 +99,7 @@ def test_static_int8_leaves_norms_and_softmax_alone(transformer: Path, tmp_path:
         if node.op_type in ("LayerNormalization", "Softmax", "Gelu")
     }
     assert fed and not any(maker == "DequantizeLinear" for _, maker in fed)
-    assert error(tmp_path / "q.onnx", transformer) < 0.05
+    assert error(tmp_path / "q.onnx", transformer) < 0.05 * ROUGH
 
 
 def test_calibration_goes_on_from_batch_to_batch(network: Path, tmp_path: Path) -> None:

@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.core import small_bundle, toy
-from vitdomains.core.bundle import Bundle, read_bundle
+from vitdomains.core.bundle import Bundle, load_model, read_bundle
 from vitdomains.core.commands import cli
 from vitdomains.core.commands.export import findings
-from vitdomains.core.config.schema import Model
+from vitdomains.core.config.schema import Data, Model
+from vitdomains.core.data.dataset import ImageDataset
+from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ExportError
-from vitdomains.core.export.formats import FORMATS, chosen_formats
-from vitdomains.core.export.job import Exported, Options, export_bundle
+from vitdomains.core.export.checks import bf16_difference
+from vitdomains.core.export.formats import BF16_TOLERANCE, FORMATS, chosen_formats
+from vitdomains.core.export.job import Exported, ExportOptions, export_bundle
 from vitdomains.core.export.onnx import read_metadata
+from vitdomains.core.export.reference import end_to_end
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.runtimes import session
 from vitdomains.core.models.vit import vit
@@ -66,7 +71,7 @@ def test_what_fails_is_not_left_behind_and_says_whose_fault_it_is(
     bundle = read_bundle(fragile.path)
     assert not [file for file in bundle.files if file.endswith(".onnx")]
     assert "outputs differ" in bundle.exports["int8-dynamic"]["refused"]
-    assert bundle.exports["int8-dynamic"]["blame"][0]["kind"] == "attn.qkv"
+    assert bundle.exports["int8-dynamic"]["layer_errors"][0]["kind"] == "attn.qkv"
 
     assert cli.main(toy.DOMAIN, ["export", str(fragile.path), *words, "--keep", "attn.qkv"]) == 0
     bundle = read_bundle(fragile.path)
@@ -76,7 +81,7 @@ def test_what_fails_is_not_left_behind_and_says_whose_fault_it_is(
 def test_a_format_that_fails_takes_its_older_file_with_it(exported: Made, toy_images: Path, tmp_path: Path) -> None:
     copy = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
     images = small_bundle.validation(toy_images)
-    _, (made,) = export_bundle(copy, images, Options(("torchscript",), allowed=-1.0, threads=1))
+    _, (made,) = export_bundle(copy, images, ExportOptions(("torchscript",), allowed=-1.0, threads=1))
     assert "falls" in made.refused and not made.files
     after = read_bundle(copy.path)
     assert "model.torchscript" not in after.files and "model.pt2" in after.files
@@ -87,11 +92,11 @@ def test_impossible_formats_are_refused_before_any_work(tmp_path: Path) -> None:
     spec = Model(name="timm:mobilenetv3_small_050", channels=1)
     bundle = small_bundle_of(spec, tmp_path / "bundle")
     with pytest.raises(ExportError, match=r"int8-dynamic: its convolutions .* use int8-static") as caught:
-        export_bundle(bundle, small_bundle.validation(root), Options(("onnx", "int8-dynamic")))
+        export_bundle(bundle, small_bundle.validation(root), ExportOptions(("onnx", "int8-dynamic")))
     assert "--formats onnx" in caught.value.hint and caught.value.exit_status == 3
     assert read_bundle(bundle.path).exports == {}
     with pytest.raises(ExportError, match="Unknown format tflite"):
-        export_bundle(bundle, small_bundle.validation(root), Options(("tflite",)))
+        export_bundle(bundle, small_bundle.validation(root), ExportOptions(("tflite",)))
 
 
 def small_bundle_of(spec: Model, folder: Path) -> Bundle:
@@ -118,7 +123,7 @@ def test_int8_means_what_suits_the_model_and_the_other_formats() -> None:
 def test_a_kind_of_layer_that_is_not_there_is_named(exported: Made, toy_images: Path) -> None:
     images = small_bundle.validation(toy_images)
     with pytest.raises(ExportError, match=r"no kind of layer mlp\.fc9") as caught:
-        export_bundle(exported[0], images, Options(("int8-dynamic",), keep=("mlp.fc9",), threads=1))
+        export_bundle(exported[0], images, ExportOptions(("int8-dynamic",), keep=("mlp.fc9",), threads=1))
     assert "mlp.fc1" in caught.value.hint
 
 
@@ -128,7 +133,9 @@ def test_an_artefact_with_preprocessing_needs_nothing_around_it(
     """In every format it takes images of any size, also where all that it was checked on had one."""
     copy = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
     images = small_bundle.validation(toy_images)
-    options = Options(("onnx", "openvino", "torchscript", "pt2"), with_preprocessing=True, allowed=0.05, threads=1)
+    options = ExportOptions(
+        ("onnx", "openvino", "torchscript", "pt2"), with_preprocessing=True, allowed=0.05, threads=1
+    )
     bundle, made = export_bundle(replace(copy), images, options)
     predictor = Predictor(bundle, toy.read_image, precision="fp32", threads=1)
     pixels = np.rint(np.clip(toy.read_image(images.paths[0]), 0, 1) * 255).astype(np.uint8)
@@ -148,10 +155,46 @@ def test_an_artefact_with_preprocessing_needs_nothing_around_it(
 def test_openvino_int8_that_is_refused_says_whose_fault_it_is(exported: Made, toy_images: Path, tmp_path: Path) -> None:
     copy = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
     images = small_bundle.validation(toy_images)
-    _, (made,) = export_bundle(copy, images, Options(("int8-openvino",), allowed=-1.0, threads=1))
-    assert "falls" in made.refused and not made.remedies and not made.files
-    assert {"attn.qkv", "mlp.fc1"} <= {one.kind for one in made.blame}
+    _, (made,) = export_bundle(copy, images, ExportOptions(("int8-openvino",), allowed=-1.0, threads=1))
+    assert "falls" in made.refused and not made.trials and not made.files
+    assert {"attn.qkv", "mlp.fc1"} <= {one.kind for one in made.layer_errors}
     said = "\n".join(findings([made]))
-    assert "measured on int8-static" in said and f"--formats int8-static --keep {made.blame[0].kind}" in said
+    assert "measured on int8-static" in said and f"--formats int8-static --keep {made.layer_errors[0].kind}" in said
     after = read_bundle(copy.path)
-    assert "model.int8.xml" not in after.files and after.exports["int8-openvino"]["blame"]
+    assert "model.int8.xml" not in after.files and after.exports["int8-openvino"]["layer_errors"]
+
+
+def test_a_file_that_is_wrong_in_the_precision_that_its_runtime_takes_is_not_kept(
+    exported: Made, toy_images: Path, tmp_path: Path
+) -> None:
+    """A program that says nothing of precision gets bf16 from OpenVINO on some processors; here a grey level decides all."""
+    bundle = read_bundle(shutil.copytree(exported[0].path, tmp_path / "bundle"))
+    steep = replace(bundle, preprocess=replace(bundle.preprocess, mean=(0.3,), std=(0.0005,)))
+    images = small_bundle.validation(toy_images)
+    source, reference = end_to_end(load_model(steep), steep, images, 1, lambda *_: None)
+    assert bf16_difference(source.module, reference) > BF16_TOLERANCE
+    options = ExportOptions(("onnx", "openvino"), with_preprocessing=True, allowed=1.0, threads=1)
+    _, made = export_bundle(steep, images, options)
+    assert not made[0].refused and "which OpenVINO takes by default" in made[1].refused and not made[1].files
+    source, reference = end_to_end(load_model(bundle), bundle, images, 1, lambda *_: None)
+    assert bf16_difference(source.module, reference) < BF16_TOLERANCE
+
+
+def test_grey_images_among_colour_ones_are_repeated(tmp_path: Path) -> None:
+    spec = PreprocessSpec(16, 16, "squash", 3, (0.5,), (0.25,))
+    bundle = replace(
+        small_bundle_of(Model(name="vit:Ti/8", channels=3, options={"depth": 1}), tmp_path / "b"), preprocess=spec
+    )
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        np.save(
+            tmp_path / f"{number}_{number % 2}{number // 2}.npy",
+            rng.integers(0, 256, (20, 20, 3)[: 3 - number % 2], dtype=np.uint8),
+        )
+    images = ImageDataset(toy.build_manifest(Data(root=str(tmp_path))), np.load, spec)
+    source, reference = end_to_end(vit("Ti/8", 2, image_size=16, depth=1).eval(), bundle, images, 1, lambda *_: None)
+    assert [batch.shape for batch in reference.batches()] == [(1, 20, 20, 3)] * 4
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            source.module(torch.from_numpy(reference.sample)).numpy(), reference.sample_outputs, atol=1e-3
+        )

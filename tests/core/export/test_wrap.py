@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ExportError
+from vitdomains.core.export.checks import _Bfloat16
 from vitdomains.core.export.onnx import EndToEnd, to_onnx
 from vitdomains.core.inference.runtimes import session
 from vitdomains.core.tasks import build_task
@@ -76,3 +78,16 @@ def test_any_size_through_onnx_is_the_whole_way(tmp_path: Path, kind: str, tempe
 def test_what_it_cannot_do_is_said(changes: dict[str, str]) -> None:
     with pytest.raises(ExportError, match="cannot be exported"):
         EndToEnd(Mean(), replace(SPEC, **changes), "multilabel", (1.0,))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(448, 448), (120, 500), (20, 31)])
+def test_bf16_of_a_runtime_harms_the_resize_no_more_than_it_rounds(shape: tuple[int, int]) -> None:
+    """OpenVINO computes in bf16 by default where the processor has it, and whole numbers above 256 are not exact in it."""
+    spec = PreprocessSpec(384, 384, "letterbox", 1, (0.5,), (0.25,))
+    image = np.random.default_rng(0).integers(0, 256, (9, 9), dtype=np.uint8)
+    image = np.asarray(Image.fromarray(image).resize(shape[::-1], Image.Resampling.BICUBIC))
+    planes = torch.from_numpy(image.copy())[None, None]
+    whole = EndToEnd(Mean(), spec, "multilabel", (1.0,)).eval()
+    with torch.no_grad(), _Bfloat16():
+        rounded = whole.resize(planes)
+    assert (rounded - whole.resize(planes)).abs().max() <= 3

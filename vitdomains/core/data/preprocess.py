@@ -144,6 +144,9 @@ def resize_array(image: Array, height: int, width: int) -> Array:
     if image.ndim == 3 and image.shape[2] > 4:  # cv2 averages at most four channels at once
         bands = [resize_array(image[:, :, c], height, width) for c in range(image.shape[2])]
         return np.stack(bands, axis=-1)
+    if image.dtype == np.uint8 and (height > image.shape[0] or width > image.shape[1]):
+        # Of eight bits cv2 makes a level too little in one of ten pixels: its coefficients have eleven bits, the rest is cut off.
+        return np.rint(resize_array(image.astype(np.float32), height, width)).astype(np.uint8)
     image = np.ascontiguousarray(image)
     shrunk = (min(image.shape[1], width), min(image.shape[0], height))  # cv2 counts (x, y)
     if shrunk != (image.shape[1], image.shape[0]):

@@ -5,62 +5,20 @@ Both look at real images of the validation split, which no training step has see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from vitdomains.core.errors import ExportError
+from vitdomains.core.export.reference import BATCHES, Reference
 from vitdomains.core.inference.runtimes import Forward
-from vitdomains.core.tasks import Task
-
-BATCHES = (1, 3, 8)
-"""Batch sizes at which parity is checked: one, an odd one, and more than either."""
 
 ALLOWED_LOSS = 0.005
 """Default of the accuracy gate: 0.005 AUROC, or half a percentage point of top-1 accuracy."""
-
-
-@dataclass(frozen=True)
-class Yardstick:
-    """What an artefact is held against.
-
-    Attributes:
-        batches: Gives the inputs of the validation split, in order, each time it is called.
-        sample: The first real inputs, [8, ...], and ``sample_outputs`` [8, K], what the source model makes of them.
-        outputs: What the source model makes of the whole split, [N, K].
-        targets: Labels, [N, K].
-        scores: Outputs [N, K] -> calibrated probabilities [N, K].
-        task: Names the metric.
-    """
-
-    batches: Callable[[], Iterator[np.ndarray]]
-    sample: np.ndarray
-    sample_outputs: np.ndarray
-    outputs: np.ndarray
-    targets: np.ndarray
-    scores: Callable[[np.ndarray], np.ndarray]
-    task: Task
-
-    @property
-    def scale(self) -> float:
-        """The largest output, but at least 1: what tolerances are a share of."""
-        return float(max(1.0, np.abs(self.outputs).max()))
-
-    def metric(self, outputs: np.ndarray, rows: int | None = None) -> float:
-        """The task's validation metric of outputs [n, K] of the first ``rows`` images, or of all.
-
-        Raises:
-            ExportError: The labels do not define it.
-        """
-        (value,) = self.task.monitored(self.targets[:rows], self.scores(outputs)).values()
-        if np.isnan(value):
-            raise ExportError(
-                f"The validation split does not define {self.task.monitor}: no class has both outcomes.",
-                hint="Give data with more labelled images: --data.root, --data.sources.",
-            )
-        return float(value)
 
 
 @dataclass(frozen=True)
@@ -113,18 +71,38 @@ class Check:
 
 
 def check(
-    forward: Forward, yard: Yardstick, *, runtime: str, precision: str, tolerance: float, allowed: float
+    forward: Forward, reference: Reference, *, runtime: str, precision: str, tolerance: float, allowed: float
 ) -> Check:
     """Send an artefact through both gates."""
-    differences = parity(forward, yard)
-    outputs = np.concatenate([forward(batch) for batch in yard.batches()])
-    same = (outputs.argmax(axis=1) == yard.outputs.argmax(axis=1)).mean()
+    differences = parity(forward, reference)
+    outputs = np.concatenate([forward(batch) for batch in reference.batches()])
+    same = (outputs.argmax(axis=1) == reference.outputs.argmax(axis=1)).mean()
     return Check(
-        runtime, precision, differences, tolerance * yard.scale, yard.task.monitor, yard.metric(yard.outputs),
-        yard.metric(outputs) if np.isfinite(outputs).all() else float("nan"), allowed, float(same),
+        runtime, precision, differences, tolerance * reference.scale, reference.task.monitor, reference.metric(reference.outputs),
+        reference.metric(outputs) if np.isfinite(outputs).all() else float("nan"), allowed, float(same),
     )  # fmt: skip
 
 
-def parity(forward: Forward, yard: Yardstick) -> dict[int, float]:
+def parity(forward: Forward, reference: Reference) -> dict[int, float]:
     """Largest difference of any output to the source model's, for each batch size."""
-    return {n: float(np.abs(forward(yard.sample[:n]) - yard.sample_outputs[:n]).max()) for n in BATCHES}
+    return {n: float(np.abs(forward(reference.sample[:n]) - reference.sample_outputs[:n]).max()) for n in BATCHES}
+
+
+class _Bfloat16(TorchFunctionMode):
+    """Every floating point value that a function takes or gives is rounded to bfloat16; sums are float32, as in hardware."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunction():
+            return tree_map(_rounded, func(*tree_map(_rounded, args), **tree_map(_rounded, kwargs or {})))
+
+
+def _rounded(value: Any) -> Any:
+    is_single = isinstance(value, Tensor) and value.dtype == torch.float32
+    return value.to(torch.bfloat16).to(torch.float32) if is_single else value
+
+
+def bf16_difference(module: nn.Module, reference: Reference) -> float:
+    """Largest difference of an output where all of ``module`` is computed in bfloat16, emulated: for processors without it."""
+    with torch.no_grad(), _Bfloat16():
+        outputs = module.eval()(torch.from_numpy(reference.sample))
+    return float(np.abs(outputs.numpy() - reference.sample_outputs).max())

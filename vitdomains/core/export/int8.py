@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from vitdomains.core.export.onnx import save
 from vitdomains.core.export.torch_formats import quiet
-from vitdomains.core.inference.runtimes import Forward, kept_signal_stack, nncf_module, openvino_module
+from vitdomains.core.inference.runtimes import Forward, nncf_module, openvino_module, preserved_signal_stack
 
 Calibration = Literal["percentile", "entropy"]
 QUANTISED = ("MatMul", "Gemm", "Conv")
@@ -107,7 +107,7 @@ def quantize_static(
     return _save_with_notes(onnx.load(path), source, path)
 
 
-@kept_signal_stack()
+@preserved_signal_stack()
 def quantize_openvino(
     source: Path,
     path: Path,

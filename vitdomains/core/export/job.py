@@ -1,7 +1,6 @@
-"""The export itself: every format made, sent through the gates, and kept or thrown away.
+"""Export of a bundle: every format is written, checked against the model, and added to the bundle or deleted.
 
-Behind the bundle and its validation images; the artefacts that pass lie beside the weights, and what the gates saw of each,
-passed or refused, stands in ``bundle.json``.
+Artefacts that pass lie beside the weights; what the checks saw of each, passed or refused, stands in ``bundle.json``.
 """
 
 from __future__ import annotations
@@ -24,26 +23,23 @@ from torch import nn
 from vitdomains.core.bundle import WEIGHTS, Bundle, load_model, update_bundle
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.errors import ExportError
-from vitdomains.core.evaluation.run import OnProgress
 from vitdomains.core.export import int8
-from vitdomains.core.export.checks import ALLOWED_LOSS, Check, Yardstick, check
+from vitdomains.core.export.checks import ALLOWED_LOSS, Check, bf16_difference, check
 from vitdomains.core.export.formats import BF16_TOLERANCE, FORMATS, chosen_formats, is_transformer, refuse_impossible
-from vitdomains.core.export.layer_errors import KindError, Remedy, blame, by_kind, kind_of, remedies
+from vitdomains.core.export.layer_errors import KindError, Trial, by_kind, errors_by_kind, kind_of, try_in_float32
 from vitdomains.core.export.onnx import OPSET, layer_of, to_fp16, to_onnx
-from vitdomains.core.export.reference import Source, end_to_end, of_logits
+from vitdomains.core.export.reference import Reference, Source, end_to_end, of_logits
 from vitdomains.core.export.torch_formats import to_openvino, to_pt2, to_torchscript
-from vitdomains.core.inference.runtimes import Forward, session
+from vitdomains.core.inference.runtimes import Forward, default_precision, session
 from vitdomains.core.process import has_fast_bf16
-
-# --------------------
-# Where files are made: every format from one model, what several of them start from made once.
+from vitdomains.core.terminal import OnProgress
 
 HELD_IN_FP16 = (nn.Linear, nn.Conv2d, nn.LayerNorm)
 """Modules that fp16 can leave in float32; INT8 holds the linear layers and convolutions among them."""
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What the user can say about an export.
 
     Attributes:
@@ -70,15 +66,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Workbench:
-    """A folder to work in and all that the makers of files need; what several of them start from is made once."""
+class Job:
+    """One export: its folder, model, reference and options; what several formats start from is made once."""
 
     folder: Path
     model: nn.Module
     source: Source
-    yard: Yardstick
+    reference: Reference
     bundle: Bundle
-    options: Options
+    options: ExportOptions
 
     @cached_property
     def notes(self) -> dict[str, str]:
@@ -111,8 +107,9 @@ class Workbench:
 
     def calibration_inputs(self, count: int) -> Iterator[np.ndarray]:
         """``count`` inputs, or all of a smaller split, spread over it so that every class that it is sorted by is seen."""
-        rows = set(np.linspace(0, len(self.yard.targets) - 1, min(count, len(self.yard.targets))).astype(int).tolist())
-        singles = (one for batch in self.yard.batches() for one in np.split(batch, len(batch)))
+        total = len(self.reference.targets)
+        rows = set(np.linspace(0, total - 1, min(count, total)).astype(int).tolist())
+        singles = (one for batch in self.reference.batches() for one in np.split(batch, len(batch)))
         return (one for row, one in enumerate(singles) if row in rows)
 
     def _onnx(self, writer: Callable[..., Path], path: Path, **more: Any) -> Path:
@@ -151,7 +148,7 @@ class Workbench:
 
     def _int8_openvino(self, path: Path) -> Path:
         def score(forward: Forward) -> float:
-            return self.yard.metric(np.concatenate([forward(batch) for batch in self.yard.batches()]))
+            return self.reference.metric(np.concatenate([forward(batch) for batch in self.reference.batches()]))
 
         inputs = list(self.calibration_inputs(self.options.calibration_images))
         return int8.quantize_openvino(self.float_openvino, path, inputs, score, self.options.allowed,
@@ -171,14 +168,14 @@ class Exported:
     size: int
     checks: tuple[Check, ...]
     refused: str = ""
-    blame: tuple[KindError, ...] = ()
-    remedies: tuple[Remedy, ...] = ()
+    layer_errors: tuple[KindError, ...] = ()
+    trials: tuple[Trial, ...] = ()
 
 
 def export_bundle(
     bundle: Bundle,
     images: ImageDataset,
-    options: Options,
+    options: ExportOptions,
     on_progress: OnProgress = lambda phase, done, total, text: None,
 ) -> tuple[Bundle, tuple[Exported, ...]]:
     """Export a bundle to files that lie beside its weights.
@@ -200,15 +197,15 @@ def export_bundle(
     refuse_impossible(names, model, with_preprocessing=options.with_preprocessing)
     _refuse_unknown_kinds(options.keep, model)
     if options.with_preprocessing:
-        source, yard = end_to_end(model, bundle, images, options.threads, on_progress)
+        source, reference = end_to_end(model, bundle, images, options.threads, on_progress)
     else:
-        source, yard = of_logits(model, bundle, images, options.batch_size, options.threads, on_progress)
+        source, reference = of_logits(model, bundle, images, options.batch_size, options.threads, on_progress)
     with tempfile.TemporaryDirectory(prefix="vitdomains-export-") as folder:
-        bench = Workbench(Path(folder), model, source, yard, bundle, options)
+        job = Job(Path(folder), model, source, reference, bundle, options)
         made = []
         for done, name in enumerate(names):
             on_progress("export", done, len(names), FORMATS[name].about)
-            made.append(_export(bench, name, lambda done, total: on_progress("blame", done, total, "kinds of layers")))
+            made.append(_export(job, name, lambda done, total: on_progress("layers", done, total, "kinds of layers")))
         on_progress("export", len(names), len(names), "done")
         return _record(bundle, Path(folder), made, options), tuple(made)
 
@@ -222,22 +219,24 @@ def _refuse_unknown_kinds(keep: Sequence[str], model: nn.Module) -> None:
         )
 
 
-def _export(bench: Workbench, name: str, on_progress: Callable[[int, int], None]) -> Exported:
+def _export(job: Job, name: str, on_progress: Callable[[int, int], None]) -> Exported:
     """Make one format and send it through the gates; a file that fails is removed."""
-    form, options = FORMATS[name], bench.options
+    form, options = FORMATS[name], job.options
     prefix = PREPROCESSED if options.with_preprocessing else ""
-    paths = [bench.folder / (prefix + file) for file in form.files]
+    paths = [job.folder / (prefix + file) for file in form.files]
     stand_in = form.stand_in or name
     try:
-        kinds = by_kind(bench.layers(stand_in)) if FORMATS[stand_in].keeps else {}
-        kept = {layer for kind in options.keep for layer in kinds.get(kind, ())}
-        path = bench.make(name, paths[0], kept)
+        kinds = by_kind(job.layers(stand_in)) if FORMATS[stand_in].keeps else {}
+        in_float = {layer for kind in options.keep for layer in kinds.get(kind, ())}
+        path = job.make(name, paths[0], in_float)
     except ExportError as error:
         return Exported(prefix + name, (), 0, (), refused=str(error))
-    checks = [_check(bench, name, path, "fp32")]
+    checks = [_check(job, name, path, "fp32")]
     if form.runtime == "openvino" and has_fast_bf16():
-        checks.append(_check(bench, name, path, "bf16"))
+        checks.append(_check(job, name, path, "bf16"))
     problem = checks[0].problem
+    if name == "openvino" and prefix and not problem:
+        problem = _problem_by_default(job, path, checks)
     size = sum(each.stat().st_size for each in paths)
     if not problem:
         return Exported(prefix + name, tuple(prefix + file for file in form.files), size, tuple(checks))
@@ -246,30 +245,48 @@ def _export(bench: Workbench, name: str, on_progress: Callable[[int, int], None]
     if not kinds:
         return Exported(prefix + name, (), size, tuple(checks), refused=problem)
 
-    trial = bench.folder / "trial.onnx"
+    trial = job.folder / "trial.onnx"
     left = {kind: names for kind, names in kinds.items() if kind not in options.keep}
 
     def loaded(more: set[str]) -> Forward:
-        return session(bench.make(stand_in, trial, kept | more), FORMATS[stand_in].runtime, threads=options.threads)
+        return session(job.make(stand_in, trial, in_float | more), FORMATS[stand_in].runtime, threads=options.threads)
 
     def attempt(more: set[str]) -> tuple[str, int]:
-        seen = _check(bench, name, bench.make(name, trial, kept | more), "fp32")
+        seen = _check(job, name, job.make(name, trial, in_float | more), "fp32")
         return seen.problem, trial.stat().st_size
 
-    errors = blame(left, loaded, bench.yard, on_progress=on_progress)
-    tried = remedies(errors, left, attempt) if form.keeps else ()
+    errors = errors_by_kind(left, loaded, job.reference, on_progress=on_progress)
+    tried = try_in_float32(errors, left, attempt) if form.keeps else ()
     return Exported(prefix + name, (), size, tuple(checks), problem, errors, tried)
 
 
-def _check(bench: Workbench, name: str, path: Path, precision: str) -> Check:
-    form, options = FORMATS[name], bench.options
+def _problem_by_default(job: Job, path: Path, checks: Sequence[Check]) -> str:
+    """Why an IR with preprocessing gives other numbers to a program that leaves the precision to OpenVINO; empty: it does not.
+
+    By default OpenVINO computes in bf16 on processors that have it; on others that is emulated.
+    """
+    if len(checks) > 1:
+        problem = checks[1].problem
+    else:
+        difference, limit = bf16_difference(job.source.module, job.reference), BF16_TOLERANCE * job.reference.scale
+        problem = "" if difference <= limit else f"outputs differ by {difference:.2g}, at most {limit:.2g} is allowed"
+    if not problem:
+        return ""
+    to_openvino(job.float_onnx, path, metadata=job.notes, default_precision="f32")
+    if has_fast_bf16() and default_precision(path) == "f32":
+        return ""
+    return f"in bf16, which OpenVINO takes by default on processors that have it, {problem}"
+
+
+def _check(job: Job, name: str, path: Path, precision: str) -> Check:
+    form, options = FORMATS[name], job.options
     tolerance = max(form.tolerance, BF16_TOLERANCE) if precision == "bf16" else form.tolerance
     forward = session(path, form.runtime, threads=options.threads, precision=precision)
-    return check(forward, bench.yard, runtime=form.runtime, precision=precision, tolerance=tolerance,
+    return check(forward, job.reference, runtime=form.runtime, precision=precision, tolerance=tolerance,
                  allowed=options.allowed)  # fmt: skip
 
 
-def _record(bundle: Bundle, folder: Path, made: list[Exported], options: Options) -> Bundle:
+def _record(bundle: Bundle, folder: Path, made: list[Exported], options: ExportOptions) -> Bundle:
     """Put the files that passed into the bundle, take out those that they replace, and write down what was seen."""
     records = dict(bundle.exports)
     for each in made:
@@ -286,7 +303,7 @@ def _record(bundle: Bundle, folder: Path, made: list[Exported], options: Options
     return update_bundle(bundle, fill, exports=records)
 
 
-def _described(each: Exported, bundle: Bundle, options: Options) -> dict[str, Any]:
+def _described(each: Exported, bundle: Bundle, options: ExportOptions) -> dict[str, Any]:
     packages = ("torch", "onnx", "onnxruntime", "openvino", "nncf")
     installed = {d.metadata["Name"].lower() for d in importlib.metadata.distributions()}
     return {
@@ -294,7 +311,7 @@ def _described(each: Exported, bundle: Bundle, options: Options) -> dict[str, An
         "bytes": each.size,
         "refused": each.refused,
         "checks": [one.to_dict() for one in each.checks],
-        "blame": [asdict(one) for one in islice(each.blame, 8)],
+        "layer_errors": [asdict(one) for one in islice(each.layer_errors, 8)],
         "kept_in_float32": list(options.keep),
         "weights_sha256": bundle.files[WEIGHTS],
         "packages": {name: importlib.metadata.version(name) for name in packages if name in installed},

@@ -12,7 +12,7 @@ from itertools import islice
 
 import numpy as np
 
-from vitdomains.core.export.checks import Yardstick
+from vitdomains.core.export.reference import Reference
 from vitdomains.core.inference.runtimes import Forward
 
 _HOLDERS = frozenset(
@@ -35,7 +35,7 @@ class KindError:
 
 
 @dataclass(frozen=True)
-class Remedy:
+class Trial:
     """Kinds that were left in float32 together, what the gates said of the result ("" for a pass), and its size in bytes."""
 
     keep: tuple[str, ...]
@@ -57,10 +57,10 @@ def by_kind(layers: Mapping[str, str]) -> dict[str, set[str]]:
     return kinds
 
 
-def blame(
+def errors_by_kind(
     kinds: Mapping[str, Collection[str]],
     make: Callable[[set[str]], Forward],
-    yard: Yardstick,
+    reference: Reference,
     images: int = 32,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[KindError, ...]:
@@ -69,15 +69,15 @@ def blame(
     Args:
         kinds: Kind -> names of its layers.
         make: Names of layers to leave in float32 -> the artefact, loaded.
-        yard: The validation split; its first ``images`` inputs are used.
+        reference: The validation split; its first ``images`` inputs are used.
         images: How many, about.
         on_progress: Called with kinds done and kinds in all.
     """
     everything = set().union(*kinds.values())
     found = []
     for done, (kind, names) in enumerate(kinds.items(), start=1):
-        outputs = _first(map(make(everything - set(names)), yard.batches()), images)
-        truth = yard.outputs[: len(outputs)]
+        outputs = _first(map(make(everything - set(names)), reference.batches()), images)
+        truth = reference.outputs[: len(outputs)]
         error = float(np.sqrt(np.mean((outputs - truth) ** 2)))
         found.append(KindError(kind, len(names), error, error / max(float(truth.std()), 1e-12)))
         on_progress(done, len(kinds))
@@ -85,24 +85,24 @@ def blame(
     return tuple(sorted(found, key=lambda each: -(each.error if np.isfinite(each.error) else np.inf)))
 
 
-def remedies(
+def try_in_float32(
     errors: Iterable[KindError],
     kinds: Mapping[str, Collection[str]],
     attempt: Callable[[set[str]], tuple[str, int]],
-) -> tuple[Remedy, ...]:
+) -> tuple[Trial, ...]:
     """Leave the worst kind in float32, then the two worst, and so on, until the gates open; the last one says whether they did.
 
     Args:
-        errors: From ``blame``, worst first.
+        errors: From ``errors_by_kind``, worst first.
         kinds: As there.
         attempt: Names of layers to leave in float32 -> (what the gates object to, size in bytes).
     """
-    tried: list[Remedy] = []
-    kept: list[str] = []
+    tried: list[Trial] = []
+    in_float: list[str] = []
     for error in islice(errors, MOST_KEPT):
-        kept.append(error.kind)
-        problem, size = attempt({name for kind in kept for name in kinds[kind]})
-        tried.append(Remedy(tuple(kept), problem, size))
+        in_float.append(error.kind)
+        problem, size = attempt({name for kind in in_float for name in kinds[kind]})
+        tried.append(Trial(tuple(in_float), problem, size))
         if not problem:
             break
     return tuple(tried)

@@ -1,6 +1,6 @@
-"""From a module to an ONNX file: exported, checked, labelled, small enough to be read by anyone.
+"""ONNX export through torch.onnx's dynamo exporter, in float32 and float16, with or without the preprocessing.
 
-The first stop of every artefact but those of PyTorch itself: OpenVINO and the INT8 files are made from what is written here.
+OpenVINO and the INT8 files are made from what is written here.
 """
 
 from __future__ import annotations
@@ -21,16 +21,12 @@ from vitdomains.core.errors import ExportError
 from vitdomains.core.export.torch_formats import quiet
 from vitdomains.core.tasks import Kind
 
-# --------------------
-# The model with what stands before and behind it: an 8-bit image of any size in, calibrated probabilities out.
-#
-# ``prepare`` and ``normalise`` written as tensor operations that every format can hold, so that a consumer needs no Python and no
-# image library but a decoder. A resize is a product with one matrix an axis; the matrices are made from the image's size when it
-# is known.
-
 
 class EndToEnd(nn.Module):
     """Images uint8 [B,H,W,C] -> probabilities [B,K]; H and W are free, C is 1 or the model's channels.
+
+    ``prepare`` and ``normalise`` written as tensor operations that every format can hold, so that a consumer needs no Python and
+    no image library but a decoder. A resize is a product with one matrix an axis, made from the image's size when it is known.
 
     Args:
         model: Maps [B,C,h,w] to logits [B,K].
@@ -128,17 +124,17 @@ def _resampling(positions: Tensor, length: Tensor, source: Tensor, target: Tenso
     Returns:
         Matrix [size, length] by which the axis is multiplied; whether each pixel is image (1) or padding (0), [size].
     """
+    # All in whole numbers up to the last division: a runtime that computes in bfloat16 by default counts no pixels wrong.
     at = torch.arange(size) - torch.div(size - target, 2, rounding_mode="floor")  # pixel of the resized part
-    j = (positions - torch.div(length - source, 2, rounding_mode="floor")).float()
-    i, count = at.float()[:, None], source.float()
-    step = count / target.float()
-    # Shrinking: each new pixel averages the stretch of old ones that it covers.
-    area = (torch.minimum((i + 1) * step, j + 1) - torch.maximum(i * step, j)).clamp(min=0) / step
-    # Growing: linear interpolation between pixel centres, constant beyond the outermost.
-    centre = torch.minimum(((i + 0.5) * step - 0.5).clamp(min=0), count - 1)
-    linear = (1 - (centre - j).abs()).clamp(min=0)
+    i, j = at[:, None], positions - torch.div(length - source, 2, rounding_mode="floor")
+    # Shrinking: new pixel i averages the old ones that it covers; both stretches are measured in 1 / target of an old pixel.
+    covered = torch.minimum((i + 1) * source, (j + 1) * target) - torch.maximum(i * source, j * target)
+    area = covered.clamp(min=0) / source
+    # Growing: linear interpolation between pixel centres, constant beyond the outermost, in 1 / (2 target) of an old pixel.
+    centre = torch.minimum(((2 * i + 1) * source - target).clamp(min=0), 2 * target * (source - 1))
+    linear = (2 * target - (centre - 2 * target * j).abs()).clamp(min=0) / (2 * target)
     valid = ((at >= 0) & (at < target)).float()
-    return torch.where(step > 1, area, linear) * valid[:, None], valid
+    return torch.where(source > target, area, linear) * valid[:, None], valid
 
 
 OPSET = 20

@@ -1,4 +1,4 @@
-"""PyTorch's own formats: TorchScript (deprecated, for those who still load it) and ``torch.export``'s .pt2."""
+"""Export to OpenVINO's IR, TorchScript (deprecated, for those who still load it) and ``torch.export``'s .pt2."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from vitdomains.core.errors import ExportError
 from vitdomains.core.inference.runtimes import openvino_module
 
-# --------------------
-# Exporters and quantisers talk about their own insides, on every channel; the user hears what became of the model instead.
+logger = logging.getLogger(__name__)
 
 _LOGGERS = (None, "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "onnxruntime", "nncf")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, no warnings, no log lines below error and no standard output of others."""
+    """Inside, no warnings, no log lines below error and no standard output of others: exporters talk about their own insides."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -37,22 +36,25 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-# --------------------
-# From an ONNX file to OpenVINO's IR. Needs the extra ``vitdomains[openvino]``.
-
-
 def to_openvino(
-    source: Path, path: Path, *, fp16_weights: bool = False, metadata: Mapping[str, str] | None = None
+    source: Path,
+    path: Path,
+    *,
+    fp16_weights: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    default_precision: str = "",
 ) -> Path:
-    """Convert an ONNX file to IR: ``path`` (.xml) and the weights beside it (.bin).
+    """Convert an ONNX file to IR: ``path`` (.xml) and the weights beside it (.bin). Needs the extra ``vitdomains[openvino]``.
 
-    The precision of the arithmetic is chosen when the file is loaded (bf16 where the processor has it), not here.
+    The precision of the arithmetic is chosen when the file is loaded: bf16 where the processor has it, unless the program says
+    otherwise.
 
     Args:
         source: The ONNX file.
         path: Name that ends in .xml.
         fp16_weights: Store weights in float16: half the size, and logits that differ by what that rounds off.
         metadata: Key to text, stored under ``rt_info/vitdomains``.
+        default_precision: ``f32`` asks OpenVINO to compute in it by default; not every plugin heeds that.
 
     Raises:
         ExportError: OpenVINO is not installed.
@@ -61,12 +63,11 @@ def to_openvino(
     model = ov.convert_model(str(source))
     for key, value in (metadata or {}).items():
         model.set_rt_info(value, ["vitdomains", key])
+    if default_precision:
+        model.set_rt_info(default_precision, ["runtime_options", "INFERENCE_PRECISION_HINT"])
     path.parent.mkdir(parents=True, exist_ok=True)
     ov.save_model(model, str(path), compress_to_fp16=fp16_weights)
     return path
-
-
-logger = logging.getLogger(__name__)
 
 
 def to_torchscript(model: nn.Module, example: Tensor, path: Path) -> Path:

@@ -1,6 +1,6 @@
-"""What runs an artefact: PyTorch, ONNX Runtime and OpenVINO behind one call, array in, array out.
+"""Inference sessions of PyTorch, ONNX Runtime and OpenVINO behind one call: array in, array out.
 
-Between the files that export writes and whoever needs logits. Threads are always set, never left to a runtime's guess.
+Threads are always set, never left to a runtime's guess.
 """
 
 from __future__ import annotations
@@ -20,54 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from vitdomains.core.config.choices import RUNTIMES
 from vitdomains.core.errors import ConfigError, ExportError
 from vitdomains.core.process import physical_cores
 
-# --------------------
-# Keep the thread's signal stack from OpenVINO.
-#
-# The CPU plugin of every ``ov.Core`` gives the thread that loads it a signal stack, and on its end puts back the one that it
-# found. Where several end in another order than they began (NNCF makes some of its own), the thread is left with the address of
-# memory that is gone, and the next signal with a handler, an alarm or Ctrl-C, ends the process without a word.
-
-_DISABLED = 2  # SS_DISABLE of Linux
-
-
-class _Stack(ctypes.Structure):
-    """stack_t of Linux."""
-
-    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
-
-
-def signal_stack() -> tuple[int, int]:
-    """Address and size of this thread's signal stack, bytes; (0, 0) where it has none or the system is not Linux."""
-    found = _exchange(None)
-    return (0, 0) if found.flags & _DISABLED else (found.address or 0, found.size)
-
-
-@contextlib.contextmanager
-def kept_signal_stack() -> Iterator[None]:
-    """Whatever happens inside, this thread has the same signal stack afterwards. Also a decorator."""
-    before = _exchange(None)
-    try:
-        yield
-    finally:
-        _exchange(before)
-
-
-def _exchange(stack: _Stack | None) -> _Stack:
-    """Set this thread's signal stack where one is given; the one that stood."""
-    found = _Stack(None, _DISABLED, 0)
-    if sys.platform == "linux":
-        given = None if stack is None else ctypes.byref(stack)
-        ctypes.CDLL(None).sigaltstack(given, ctypes.byref(found))
-    return found
-
-
 Forward = Callable[[np.ndarray], np.ndarray]
 """Input [B, ...] -> output [B, K], float32; B is free."""
-
-RUNTIMES = ("torch", "onnx", "openvino")
 
 
 def session(
@@ -181,7 +139,7 @@ def _openvino_session(path: Path, threads: int, precision: str, streams: int) ->
         # The whole machine is ours: two streams that met on one core would leave another idle. Not with fewer threads, for
         # several processes would all take the first cores.
         settings["ENABLE_CPU_PINNING"] = True
-    with kept_signal_stack():
+    with preserved_signal_stack():
         compiled = ov.Core().compile_model(str(path), "CPU", settings)
     free: queue.SimpleQueue[Any] = (
         queue.SimpleQueue()
@@ -198,6 +156,13 @@ def _openvino_session(path: Path, threads: int, precision: str, streams: int) ->
             free.put(request)
 
     return forward
+
+
+def default_precision(path: Path) -> str:
+    """What OpenVINO computes a file in on this processor where a program does not say: ``f32`` or ``bf16``."""
+    with preserved_signal_stack():
+        compiled = openvino_module().Core().compile_model(str(path), "CPU")
+        return str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
 
 
 def available(runtime: str) -> bool:
@@ -225,3 +190,41 @@ def _optional(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ExportError(f"{name} is not installed.", hint="Run: pip install 'vitdomains[openvino]'") from error
+
+
+# The CPU plugin of every ``ov.Core`` gives the thread that loads it a signal stack, and on its end puts back the one that it
+# found. Where several end in another order than they began (NNCF makes some of its own), the thread is left with the address of
+# memory that is gone, and the next signal with a handler, an alarm or Ctrl-C, ends the process without a word.
+
+_DISABLED = 2  # SS_DISABLE of Linux
+
+
+class _Stack(ctypes.Structure):
+    """stack_t of Linux."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> tuple[int, int]:
+    """Address and size of this thread's signal stack, bytes; (0, 0) where it has none or the system is not Linux."""
+    found = _exchange(None)
+    return (0, 0) if found.flags & _DISABLED else (found.address or 0, found.size)
+
+
+@contextlib.contextmanager
+def preserved_signal_stack() -> Iterator[None]:
+    """Whatever happens inside, this thread has the same signal stack afterwards. Also a decorator."""
+    before = _exchange(None)
+    try:
+        yield
+    finally:
+        _exchange(before)
+
+
+def _exchange(stack: _Stack | None) -> _Stack:
+    """Set this thread's signal stack where one is given; the one that stood."""
+    found = _Stack(None, _DISABLED, 0)
+    if sys.platform == "linux":
+        given = None if stack is None else ctypes.byref(stack)
+        ctypes.CDLL(None).sigaltstack(given, ctypes.byref(found))
+    return found
