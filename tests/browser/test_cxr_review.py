@@ -152,6 +152,8 @@ def test_a_whole_working_round(serve: Serve, watched: Any, run: SmallRun, tmp_pa
     note.fill("line seen; n and i are letters here")
     note.press("Tab")
     seen.press("n")
+    page.get_by_text("have no answer").wait_for()
+    seen.press("n")
     page.get_by_text("Saved as decision 1").wait_for()
     page.wait_for_function("first => !location.href.includes(first)", arg=first)
     second = item_of(page)
@@ -251,7 +253,7 @@ def test_blinded_and_dark_and_by_the_keyboard_alone(
     viewer = seen.viewer(film=first)
     assert viewer.locator("[data-heatbar]").is_hidden()
     assert "called" not in (page.locator("body").text_content() or "")
-    seen.press("a")  # present
+    seen.press("p")  # present
     page.get_by_role("radio", checked=True).first.wait_for()
     # A point under the cross, without a mouse, and at once the key that saves: both come in one request of the viewer.
     page.keyboard.press("k")
@@ -263,6 +265,8 @@ def test_blinded_and_dark_and_by_the_keyboard_alone(
             canvas.dispatchEvent(new KeyboardEvent("keydown", {key, code, bubbles: true, composed: true})); }"""
     )
     viewer.locator("[data-marks] button").wait_for()
+    page.get_by_text("have no answer").wait_for()
+    seen.press("n")
     page.get_by_text("Saved as decision 1").wait_for()
     page.get_by_text(re.compile("called")).first.wait_for()
     assert item_of(page) == first

@@ -162,7 +162,6 @@ def test_keys_belong_to_the_field_in_which_one_types(
     page.keyboard.press("Escape")
     seen.settled()
     assert "item=" not in page.url
-    page.locator("[data-rows] tbody button").first.focus()
     page.goto(address)
     seen.worklist(48)
     seen.press("n")

@@ -9,19 +9,21 @@ meant for another draft is set aside with a word.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 from apps.shared.address import address, fail, go, say
 from apps.shared.components import web_component
+from apps.shared.drafts import IDLE_SECONDS, Draft
 from vitdomains.core.errors import VitDomainsError
 
 if TYPE_CHECKING:
-    from apps.shared.drafts import Draft
     from apps.shared.session import Reviewing
 
 Do = Callable[..., None]
@@ -126,25 +128,42 @@ def note(session: Reviewing, item: str, draft: Draft, height: int = 54) -> None:
     )
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Streamlit ends a run at its next look into the session's state when the reader has done something else meanwhile: not here,
+    where half of an act would be lost."""
+    state: Any = getattr(get_script_run_ctx(), "session_state", None)
+    before = getattr(state, "_yield_callback", None)
+    if before is None:
+        yield
+        return
+    object.__setattr__(state, "_yield_callback", lambda: None)  # its own __setattr__ writes into the session
+    try:
+        yield
+    finally:
+        object.__setattr__(state, "_yield_callback", before)
+
+
 def perform(session: Reviewing) -> None:
     """Carry out what was sent since the last drawing; call it first in a page, when all callbacks have run."""
-    done: dict[str, int] = st.session_state.setdefault("commands-done", {})
-    known: dict[str, Command] = st.session_state.get("commands", {})
-    queue = _queue()
-    # Buttons that were pressed past the component come without an order: what goes on comes last.
-    queue.sort(key=lambda c: not c.get("page") and (at := known.get(str(c.get("do")))) is not None and at.advances)
-    while queue:
-        sent = queue.pop(0)
-        page, number = str(sent.get("page", "")), int(sent.get("n", 0))
-        if page and number <= done.get(page, 0):
-            continue
-        if page:
-            done[page] = number
-        try:
-            _perform(session, known.get(str(sent.get("do"))), sent)
-        except VitDomainsError as error:
-            session.store.close()  # a file that could not be written may be writable again at the next try
-            fail(error)
+    with _uninterrupted():
+        done: dict[str, int] = st.session_state.setdefault("commands-done", {})
+        known: dict[str, Command] = st.session_state.get("commands", {})
+        queue = _queue()
+        # Buttons that were pressed past the component come without an order: what goes on comes last.
+        queue.sort(key=lambda c: not c.get("page") and (at := known.get(str(c.get("do")))) is not None and at.advances)
+        while queue:
+            sent = queue.pop(0)
+            page, number = str(sent.get("page", "")), int(sent.get("n", 0))
+            if page and number <= done.get(page, 0):
+                continue
+            if page:
+                done[page] = number
+            try:
+                _perform(session, known.get(str(sent.get("do"))), sent)
+            except VitDomainsError as error:
+                session.store.close()  # a file that could not be written may be writable again at the next try
+                fail(error)
 
 
 def _perform(session: Reviewing, command: Command | None, sent: dict[str, Any]) -> None:
@@ -165,8 +184,10 @@ def _perform(session: Reviewing, command: Command | None, sent: dict[str, Any]) 
             draft.write(str(sent.get("text", ""))[:NOTE_LENGTH])
             go()
         elif command is not None:
-            if draft.touched is None:  # it was shown by the browser before it was drawn
-                draft.seconds += min(300.0, max(0.0, float(sent.get("seconds", 0.0))))
+            if draft.touched is not None:
+                draft.touch()
+            else:  # it was shown by the browser before it was drawn
+                draft.seconds += min(IDLE_SECONDS, max(0.0, float(sent.get("seconds", 0.0))))
             command.do(session, item, *command.more)
 
 
