@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_run import small_run
 from vitdomains import __version__, cli
 from vitdomains.core.errors import ConfigError
 from vitdomains.doctor import EXTRAS
@@ -78,3 +79,15 @@ def test_review_without_streamlit_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'vitdomains\[apps\]'"):
         cli._streamlit("films", 8501, [])
+
+
+def test_predict_loads_only_what_it_uses(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run = small_run(tmp_path_factory)
+    code = (
+        "import sys; from vitdomains.cli import main; status = main(sys.argv[1:])\n"
+        "idle = {'timm', 'torchvision', 'torch._dynamo', 'sklearn', 'monai', 'scipy', 'transformers', 'matplotlib', 'rasterio'}\n"
+        "assert not idle & set(sys.modules), idle & set(sys.modules)\nsys.exit(status)"
+    )
+    words = ["cxr", "predict", str(run.bundle), str(run.films), "--out", str(tmp_path / "out.csv"), "--threads", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

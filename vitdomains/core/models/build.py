@@ -11,7 +11,6 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -130,6 +129,8 @@ def _build_timm(
         options["drop_path_rate"] = spec.drop_path_rate
     options |= spec.options
     current = weights.current_timm_name(name)
+    import timm  # with it come torchvision and PyTorch's compiler: seconds that a model of our own does not need
+
     published: Any = timm.get_pretrained_cfg(current)
     if size and published and published.fixed_input_size:
         options.setdefault("img_size", size)
@@ -146,6 +147,8 @@ def _build_timm(
 
 def _create_timm(name: str, options: dict[str, Any]) -> nn.Module:
     """``timm.create_model``, with positions that follow the input size in the families that can."""
+    import timm
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         try:

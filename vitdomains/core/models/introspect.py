@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
-from timm.models import group_parameters
-from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
 
 from vitdomains.core.errors import ConfigError
@@ -47,6 +46,8 @@ def layer_ids(model: nn.Module, *, stages: bool = False) -> dict[str, int]:
         return {name: _vit_depth(name, last) for name, _ in model.named_parameters()}
     foreign: Any = model
     if hasattr(foreign, "group_matcher"):
+        from timm.models import group_parameters
+
         found = group_parameters(foreign, foreign.group_matcher(coarse=stages), reverse=True)
         return {name: int(found[name]) for name, _ in model.named_parameters()}
     if hasattr(foreign, "head_prefixes"):
@@ -173,6 +174,15 @@ def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
     return module
 
 
+def is_timm_vit(model: nn.Module) -> bool:
+    """Whether a model is of timm's ViT class (ViT, DeiT, DeiT III, DINOv2); timm is not loaded to find out."""
+    if "timm" not in sys.modules:
+        return False
+    from timm.models.vision_transformer import VisionTransformer as TimmViT
+
+    return isinstance(model, TimmViT)
+
+
 def split_frozen(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Any]] | None:
     """The frozen lower part and the rest, such that ``upper(lower(x))`` is ``model(x)``.
 
@@ -180,11 +190,12 @@ def split_frozen(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable
         ``lower``: [B,C,height,width] -> tokens [B,N,D], and ``upper``: tokens -> logits; None where nothing is frozen or the
         model is neither the ViT written here nor of timm's ViT class (ViT, DeiT, DeiT III, DINOv2).
     """
-    if not isinstance(model, (VisionTransformer, TimmViT)):
+    if not isinstance(model, VisionTransformer) and not is_timm_vit(model):
         return None
     ids = layer_ids(model)
     trained = {ids[name] for name, parameter in model.named_parameters() if parameter.requires_grad}
-    count = min(min(trained, default=len(model.blocks) + 1) - 1, len(model.blocks))
+    depth = len(model.get_submodule("blocks"))  # type: ignore[arg-type]
+    count = min(min(trained, default=depth + 1) - 1, depth)
     if count < 0:
         return None
     if isinstance(model, VisionTransformer):
@@ -193,7 +204,7 @@ def split_frozen(model: nn.Module) -> tuple[Callable[[Tensor], Tensor], Callable
             lambda x: vit.run_blocks(vit.embed(x), 0, count),
             lambda tokens: vit.forward_head(vit.norm(vit.run_blocks(tokens, count))),
         )
-    timm_vit = model
+    timm_vit: Any = model
 
     def lower(x: Tensor) -> Tensor:
         tokens = timm_vit.norm_pre(timm_vit.patch_drop(timm_vit._pos_embed(timm_vit.patch_embed(x))))

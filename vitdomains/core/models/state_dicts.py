@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from timm.layers import resample_abs_pos_embed
-from timm.layers.patch_embed import resample_patch_embed
 from torch import Tensor
 
 from vitdomains.core.models.vit import SIZES
@@ -201,6 +199,8 @@ def resample_state(state: State, own: State) -> State:
     """
     kernel, size = state["patch_embed.proj.weight"], list(own["patch_embed.proj.weight"].shape[-2:])
     if list(kernel.shape[-2:]) != size:
+        from timm.layers.patch_embed import resample_patch_embed
+
         state = {**state, "patch_embed.proj.weight": resample_patch_embed(kernel.float(), size)}
     return resample_positions(state, "pos_embed", own["pos_embed"].shape, prefix_count(state), prefix_count(own))
 
@@ -215,6 +215,8 @@ def resample_positions(state: State, name: str, shape: torch.Size, prefix: int, 
     old, new = positions.shape[1] - prefix, shape[1] - new_prefix
     if positions.shape == shape or positions.shape[2] != shape[2] or not (_is_square(old) and _is_square(new)):
         return state
+    from timm.layers import resample_abs_pos_embed
+
     grid = resample_abs_pos_embed(positions[:, prefix:].float(), [math.isqrt(new)] * 2, num_prefix_tokens=0)
     before = positions.new_zeros((1, new_prefix, shape[2]), dtype=torch.float32)
     shared = min(prefix, new_prefix)

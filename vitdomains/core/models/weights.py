@@ -14,7 +14,6 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -114,6 +113,8 @@ def _published(spec: Model) -> tuple[str, str, str]:
                 hint=f"Published: {', '.join(PUBLISHED)}; else give a file or hub id, or set model.weights to ''.",
             )
         name = PUBLISHED[name]
+    import timm
+
     pretrained: Any = timm.get_pretrained_cfg(current_timm_name(name))
     if not pretrained or not (pretrained.hf_hub_id or pretrained.url):
         raise WeightsError(
@@ -131,6 +132,7 @@ def current_timm_name(name: str) -> str:
     Raises:
         ConfigError: timm knows no such model.
     """
+    import timm
     from timm.models._registry import _deprecated_models, is_model, split_model_name_tag
 
     architecture, tag = split_model_name_tag(name)
@@ -322,6 +324,10 @@ def trained_mean_std(spec: Model) -> tuple[tuple[float, ...], tuple[float, ...]]
         candidates = [PUBLISHED.get(name, name)]
     elif family == "timm":
         candidates.append(name)
+    if not any(candidates):
+        return None
+    import timm
+
     for candidate in candidates:
         if candidate and timm.is_model(candidate.split(".")[0]):
             config: Any = timm.get_pretrained_cfg(current_timm_name(candidate))
