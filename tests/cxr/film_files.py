@@ -111,3 +111,18 @@ def lut_item(first: int, entries: list[int], bits: int, name: str = "") -> Datas
     if name:
         item.LUTExplanation = name
     return item
+
+
+def png_16(path: Path, grey: NDArray[np.uint16], kind: str, significant: int = 0, alpha: int = 65535) -> Path:
+    """A PNG of 16 bits, as no common writer makes it: "grey", "grey alpha", "RGB" or "RGBA", with or without sBIT."""
+    colour, channels = {"grey": (0, 1), "grey alpha": (4, 2), "RGB": (2, 3), "RGBA": (6, 4)}[kind]
+    samples = np.repeat(grey[:, :, None], channels, axis=2)
+    if channels in (2, 4):
+        samples[..., -1] = alpha
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    chunks = [(b"IHDR", struct.pack(">LLBBBBB", grey.shape[1], grey.shape[0], 16, colour, 0, 0, 0))]
+    chunks += [(b"sBIT", bytes([significant] * channels))] if significant else []
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    body = b"".join(struct.pack(">L", len(d)) + n + d + struct.pack(">L", zlib.crc32(n + d)) for n, d in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path

@@ -35,7 +35,7 @@ def found(film: Film) -> set[str]:
 def test_good_films_pass_every_check(films: list[Path]) -> None:
     for path in films:
         quality = film_quality(read_film(path))
-        assert quality.acceptable and quality.reasons == () and len(quality.checks) == 10, quality
+        assert quality.acceptable and quality.reasons == () and len(quality.checks) == 11, quality
         assert likeness(read_film(path).pixels) > 0.5
 
 

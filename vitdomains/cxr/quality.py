@@ -1,4 +1,4 @@
-"""cxr room: is this an acceptable frontal film? What can be told from its header and its grey values, each with a reason.
+"""Acceptance checks of a frontal chest film, from its header and its grey values, each with a reason.
 
 A remark never stops anything: the model was trained on upright, frontal, well exposed chest films, and its probabilities
 for another picture mean little. Thresholds without a source were chosen on phantoms and 800 films of NIH ChestX-ray14 so that
@@ -94,8 +94,8 @@ def film_quality(film: Film) -> FilmQuality:
         film: As ``read_film`` gives it: float32 [H, W] in 0..1, bone bright.
 
     Returns:
-        The checks ``view``, ``body_part``, ``exposure``, ``size``, ``aspect``, ``empty``, then ``clipped``, ``field``,
-        ``inverted`` and ``layout``.
+        The checks ``view``, ``orientation``, ``body_part``, ``exposure``, ``size``, ``aspect``, ``empty``, then ``clipped``,
+        ``field``, ``inverted`` and ``layout``.
     """
     checks = [Check(name, ask(film)) for name, ask in _OF_FILM.items()]
     if not checks[-1].reason:
@@ -123,6 +123,10 @@ def likeness(pixels: NDArray[np.float32]) -> float:
 
 def _view(film: Film) -> str:
     return f"not a frontal view (View Position {film.view})" if film.view in NOT_FRONTAL else ""
+
+
+def _orientation(film: Film) -> str:
+    return f"left and right may be mirrored: orientation {film.turn.text}" if film.turn.is_unknown else ""
 
 
 def _body_part(film: Film) -> str:
@@ -193,6 +197,7 @@ def _means(pixels: NDArray[np.float32], side: int) -> NDArray[np.float64]:
 
 _OF_FILM: dict[str, Callable[[Film], str]] = {
     "view": _view,
+    "orientation": _orientation,
     "body_part": _body_part,
     "exposure": _exposure,
     "size": _size,

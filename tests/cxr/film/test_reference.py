@@ -56,7 +56,7 @@ def reference(film: pydicom.FileDataset) -> np.ndarray:
 def assert_equals_reference(film: Film, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        expected = reference(pydicom.dcmread(path))
+        expected = film.turn.apply(reference(pydicom.dcmread(path)))
     difference = np.abs(film.pixels - expected)
     if film.valid is not None:
         assert not film.pixels[~film.valid].any()

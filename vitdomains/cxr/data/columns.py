@@ -23,9 +23,9 @@ _OLDEST = 120.0
 _AGE_UNITS = {"": 1.0, "Y": 1.0, "M": 1 / 12, "W": 7 / 365.25, "D": 1 / 365.25}
 
 _VIEWS = {
-    "PA": "PA", "POSTEROANTERIOR": "PA", "AP": "AP", "ANTEROPOSTERIOR": "AP", "AP_HORIZONTAL": "AP", "AP AXIAL": "AP",
-    "AP LLD": "AP", "AP RLD": "AP", "PA LLD": "PA", "PA RLD": "PA", "L": "LATERAL", "LL": "LATERAL", "RL": "LATERAL",
-    "LATERAL": "LATERAL", "LLD": "LATERAL", "LEFT LATERAL": "LATERAL",
+    "POSTEROANTERIOR": "PA", "PA LLD": "PA", "PA RLD": "PA",
+    "ANTEROPOSTERIOR": "AP", "AP_HORIZONTAL": "AP", "AP AXIAL": "AP", "AP LLD": "AP", "AP RLD": "AP",
+    **dict.fromkeys(("L", "R", "LL", "RL", "LAT", "LLAT", "RLAT", "LEFT LATERAL", "RIGHT LATERAL"), "LATERAL"),
 }  # fmt: skip
 
 
@@ -101,8 +101,9 @@ def age_band(value: float) -> str:
 
 
 def view(text: str) -> str:
-    """``PA``, ``AP``, ``LATERAL`` or empty, of a publisher's or DICOM's word."""
-    return _VIEWS.get(text.strip().upper(), "")
+    """``PA``, ``AP``, ``LATERAL``, another view as it is written (in capitals), or empty, of a publisher's or DICOM's word."""
+    word = text.strip().upper()
+    return _VIEWS.get(word, word)
 
 
 def patient_columns(table: pd.DataFrame, sexes: str = "", ages: str = "", views: str = "") -> pd.DataFrame:

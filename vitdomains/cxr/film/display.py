@@ -1,15 +1,10 @@
-"""cxr room: a film for a screen, with all its grey levels and the windows that it brings, before any window is applied.
-
-``read_film`` gives what a model takes: one window, 0..1. A reader wants to move the window, so here the stored levels stay as
-they are, and with them comes all that turns them into grey (``voi.py`` has the formulas).
-"""
+"""A film for a screen: all its grey levels and the windows that it brings, before any window is applied."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +22,9 @@ from vitdomains.cxr.film.grayscale import (
     voi_values,
     with_fallback,
 )
-from vitdomains.cxr.film.header import Header, read_header
-from vitdomains.cxr.film.pixels import Layout, read_blocks, read_layout
+from vitdomains.cxr.film.header import Header, open_film, read_header
+from vitdomains.cxr.film.orientation import read_turn
+from vitdomains.cxr.film.pixels import Layout, read_layout, read_pixels
 
 MAX_PRESETS = 9  # as many as there are digit keys
 
@@ -72,14 +68,9 @@ def read_display(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Display:
         ImageError: As ``read_film``.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if file.read(132)[128:] == b"DICM":
-                file.seek(0)
-                return _from_dicom(path, file, max_pixels)
-    except OSError as error:
-        reason = error.strerror or "input error"
-        raise ImageError(path, f"cannot be read: {reason}", tag="file", value=type(error).__name__) from error
+    with open_film(path) as (file, start):
+        if start is not None:
+            return _from_dicom(read_header(path, file, start, 2 * max_pixels), max_pixels)
     film = read_film(path, max_pixels=max_pixels)
     top = 2**film.bits - 1
     levels = np.rint(film.pixels * np.float32(top)).astype(np.uint8 if film.bits <= 8 else np.uint16)
@@ -94,37 +85,31 @@ def read_facts(path: str | Path) -> Header | None:
         ImageError: The file cannot be read as DICOM although it says that it is.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if file.read(132)[128:] != b"DICM":
-                return None
-            file.seek(0)
-            return read_header(path, file, os.fstat(file.fileno()).st_size, 2 * MAX_PIXELS)
-    except OSError as error:
-        reason = error.strerror or "input error"
-        raise ImageError(path, f"cannot be read: {reason}", tag="file", value=type(error).__name__) from error
+    with open_film(path) as (file, start):
+        return None if start is None else read_header(path, file, start, 2 * MAX_PIXELS)
 
 
-def _from_dicom(path: Path, file: BinaryIO, max_pixels: int) -> Display:
-    header = read_header(path, file, os.fstat(file.fileno()).st_size, 2 * max_pixels)
-    layout = read_layout(header, max_pixels)
+def _from_dicom(header: Header, max_pixels: int) -> Display:
+    stored_pixels = read_pixels(header, read_layout(header, max_pixels))
+    layout = stored_pixels.layout
     grayscales = _alternatives(header, layout)
-    words = next(iter(read_blocks(header, layout, whole=True)))
+    (words,) = stored_pixels.blocks(whole=True)
     grayscale = grayscales[0]
     try:
         if grayscale.voi is None:
             grayscales = [with_fallback(words, grayscale)]
     except ValueError as error:
-        raise ImageError(path, str(error), tag="PixelData", value=f"{layout.rows} x {layout.columns}") from None
+        raise header.error(str(error), "PixelData", f"{layout.rows} x {layout.columns}") from None
     stored = stored_values(grayscale)
     low = int(stored.min())
     count = int(stored.max()) - low + 1
     level_of_word = (stored - low).astype(np.uint8 if count <= 256 else np.uint16)
-    levels = cast(Levels, level_of_word[words])
+    levels = cast(Levels, read_turn(header).apply(level_of_word[words]))
     units = modality_values(grayscale, np.arange(low, low + count, dtype=np.int64))
     padding = grayscale.padding
     if padding is not None:
         padding = (max(0, padding[0] - low), min(count - 1, padding[1] - low))
+        padding = padding if padding[0] <= padding[1] else None
     presets = [_preset(g, units, i) for i, g in enumerate(grayscales)]
     return Display(
         levels,

@@ -1,25 +1,17 @@
-"""cxr room: one film, whatever file it comes in.
-
-``read_film`` decides by content whether a file is DICOM, PNG or JPEG, refuses what is no single radiograph, and
-always yields the same
-thing: float32 ``[H, W]`` in 0..1 with bone bright, and what the file knows about it.
-"""
+"""One film from whatever file it comes in: float32 ``[H, W]`` in 0..1, bone bright and upright, and what the file knows of it."""
 
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import ImageError
-from vitdomains.cxr.data.columns import years
+from vitdomains.cxr.data.columns import sex, view, years
 from vitdomains.cxr.film.grayscale import (
     Grayscale,
     LookupTable,
@@ -30,9 +22,10 @@ from vitdomains.cxr.film.grayscale import (
     read_grayscale,
     with_fallback,
 )
-from vitdomains.cxr.film.header import Header, read_header
-from vitdomains.cxr.film.pixels import Stored, read_blocks, read_layout
-from vitdomains.cxr.film.png_jpeg import JPEG, PNG, read_picture
+from vitdomains.cxr.film.header import Header, open_film, read_header
+from vitdomains.cxr.film.orientation import AS_STORED, Turn, read_turn
+from vitdomains.cxr.film.pixels import Pixels, Stored, read_layout, read_pixels
+from vitdomains.cxr.film.png_jpeg import read_picture
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192: twice the side of the largest detectors
 RADIOGRAPHS = ("CR", "DX", "RG", "OT", "")  # OT: films scanned or exported from elsewhere; "": anonymised away
@@ -51,7 +44,7 @@ _NO_FILMS = {
     "128": "PT",
     "130": "PT",
 }
-_LATERAL = frozenset(("LL", "RL", "LATERAL", "LAT", "L", "R", "LLAT", "RLAT"))
+_FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
 _BORDER_TOLERANCE = 0.03
 _BORDER_SHARE = 0.98
 _MIN_KEPT = 0.5
@@ -76,13 +69,15 @@ class Film:
         instance: SOP Instance UID.
         sop_class: SOP Class UID.
         modality: Modality.
-        sex: "M", "F", "O" or "".
+        sex: "M", "F" or "".
         age: Age in years, None where unknown.
+        burned_in: Burned In Annotation, whether the pixels hold text that may name the patient: "YES", "NO" or "".
         photometric: Photometric interpretation of the file ("MONOCHROME2" for PNG and JPEG).
         bits: Bits stored a pixel.
         window: How stored values were mapped, in words.
-        offset: Row and column of ``pixels[0, 0]`` in the stored image; not zero where a border was cropped.
-        full_size: Rows and columns of the stored image.
+        turn: How the stored image was turned upright (Patient Orientation, EXIF).
+        offset: Row and column of ``pixels[0, 0]`` in the upright image; not zero where a border was cropped.
+        full_size: Rows and columns of the upright image.
     """
 
     pixels: NDArray[np.float32]
@@ -100,9 +95,11 @@ class Film:
     modality: str = ""
     sex: str = ""
     age: float | None = None
+    burned_in: str = ""
     photometric: str = "MONOCHROME2"
     bits: int = 8
     window: str = "full range"
+    turn: Turn = AS_STORED
     offset: tuple[int, int] = (0, 0)
     full_size: tuple[int, int] = (0, 0)
 
@@ -141,67 +138,32 @@ def read_film(
             radiograph. The message names the path and the offending technical value, nothing about the patient.
     """
     path = Path(path)
-    try:
-        with _open(path) as file:
-            film = _read_by_content(path, file, window, max_pixels, modalities)
-    except OSError as error:
-        reason = error.strerror or "input error"
-        raise ImageError(path, f"cannot be read: {reason}", tag="file", value=type(error).__name__) from error
+    with open_film(path) as (file, start):
+        if start is not None:
+            header = read_header(path, file, start, 2 * max_pixels)
+            film = _from_dicom(header, window, max_pixels, modalities)
+        else:
+            pixels, valid, bits, turn = read_picture(path, file, max_pixels)
+            film = Film(pixels, valid, bits=bits, turn=turn, full_size=(pixels.shape[0], pixels.shape[1]))
     return _crop(film) if crop_border else film
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        mode = os.stat(path).st_mode
-    except ValueError:  # a null character
-        raise ImageError(path, "is no usable path", tag="file", value="ValueError") from None
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
-        kind = "directory" if stat.S_ISDIR(mode) else "special file"
-        raise ImageError(path, f"is a {kind}, not a film", tag="file type", value=kind, hint="Name the files in it.")
-    return path.open("rb")
-
-
-def _read_by_content(
-    path: Path, file: BinaryIO, window: WindowChoice, max_pixels: int, modalities: tuple[str, ...] | None
-) -> Film:
-    head = file.read(132)
-    file.seek(0)
-    if head[128:] == b"DICM":
-        header = read_header(path, file, os.fstat(file.fileno()).st_size, 2 * max_pixels)
-        return _from_dicom(header, window, max_pixels, modalities)
-    if head.startswith((PNG, JPEG)):
-        pixels, valid, bits = read_picture(path, file, max_pixels)
-        return Film(pixels, valid, bits=bits, full_size=(pixels.shape[0], pixels.shape[1]))
-    if not head:
-        raise ImageError(path, "is empty", tag="size", value=0, hint="Copy the file again.")
-    # The bytes themselves are not shown: they may be anything, a patient's name included.
-    raise ImageError(
-        path, "is neither DICOM nor PNG nor JPEG", tag="signature", value=None, hint="Convert it to one of these."
-    )
 
 
 def _from_dicom(header: Header, window: WindowChoice, max_pixels: int, modalities: tuple[str, ...] | None) -> Film:
     if modalities is not None:
         _check_modality(header, modalities)
-    layout = read_layout(header, max_pixels)
-    grayscale = read_grayscale(header, layout, window)
-    blocks: Iterable[Stored] = read_blocks(header, layout, whole=grayscale.voi is None)
-    try:
-        if grayscale.voi is None:
-            blocks = list(blocks)
-            grayscale = with_fallback(blocks[0], grayscale)
-        pixels, valid = apply(blocks, (layout.rows, layout.columns), grayscale)
-    except ValueError as error:
-        raise ImageError(header.path, str(error), tag="PixelData", value=f"{layout.rows} x {layout.columns}") from None
-    view = header.text("ViewPosition").upper()
+    stored = read_pixels(header, read_layout(header, max_pixels))
+    grayscale = read_grayscale(header, stored.layout, window)
+    pixels, valid, grayscale = _shown(header, stored, grayscale)
+    turn = read_turn(header)
+    pixels, valid = turn.apply(pixels), None if valid is None else turn.apply(valid)
     return Film(
         pixels=pixels,
         valid=valid,
-        view="LATERAL" if view in _LATERAL else view,
+        view=view(header.text("ViewPosition")),
         laterality=(header.text("ImageLaterality") or header.text("Laterality")).upper(),
         body_part=header.text("BodyPartExamined").upper(),
         deviation_index=_deviation_index(header),
-        spacing=_spacing(header),
+        spacing=_spacing(header, turn),
         patient=header.text("PatientID"),
         study=header.text("StudyInstanceUID"),
         series=header.text("SeriesInstanceUID"),
@@ -209,25 +171,56 @@ def _from_dicom(header: Header, window: WindowChoice, max_pixels: int, modalitie
         sop_class=header.text("SOPClassUID"),
         modality=header.text("Modality"),
         sex=header.text("PatientSex").upper(),
+        sex=sex(header.text("PatientSex")),
         age=None if math.isnan(age := years(header.text("PatientAge"))) else age,
+        burned_in=header.text("BurnedInAnnotation").upper(),
         photometric=header.text("PhotometricInterpretation"),
-        bits=layout.stored,
+        bits=stored.layout.stored,
         window=_describe(grayscale),
-        full_size=(layout.rows, layout.columns),
+        turn=turn,
+        full_size=(pixels.shape[0], pixels.shape[1]),
     )
+
+
+def _shown(
+    header: Header, stored: Pixels, grayscale: Grayscale
+) -> tuple[NDArray[np.float32], NDArray[np.bool_] | None, Grayscale]:
+    """The stored image as display values, which pixels are valid, and the pipeline with the window that was used."""
+    size = stored.layout.rows, stored.layout.columns
+    blocks: Iterable[Stored] = stored.blocks(whole=grayscale.voi is None)
+    try:
+        if grayscale.voi is None:
+            blocks = list(blocks)
+            grayscale = with_fallback(blocks[0], grayscale)
+        pixels, valid = apply(blocks, size, grayscale)
+    except ValueError as error:
+        raise header.error(str(error), "PixelData", f"{size[0]} x {size[1]}") from None
+    sample = pixels[:: max(1, size[0] // 64), :: max(1, size[1] // 64)]
+    if not isinstance(grayscale.voi, Range) and sample.min() == sample.max():
+        seen = pixels if valid is None else pixels[valid]
+        if seen.min() == seen.max():
+            tag = "VOILUTSequence" if isinstance(grayscale.voi, LookupTable) else "WindowCenter"
+            raise header.error("is blank, or its window lies outside of its values", tag, _describe(grayscale))
+    return pixels, valid, grayscale
 
 
 def _check_modality(header: Header, modalities: tuple[str, ...]) -> None:
     modality = header.text("Modality")
     if modality not in modalities:
         accepted = ", ".join(name for name in modalities if name)
-        raise ImageError(
-            header.path, "is not a radiograph", tag="Modality", value=modality, hint=f"Accepted are {accepted}."
-        )
+        raise header.error("is not a radiograph", "Modality", modality, f"Accepted are {accepted}.")
     sop_class = header.text("SOPClassUID")
     actual = _NO_FILMS.get(sop_class.removeprefix(_STORAGE)) if sop_class.startswith(_STORAGE) else None
     if actual is not None and actual not in modalities:
-        raise ImageError(header.path, f"is not a radiograph but {actual}", tag="SOPClassUID", value=sop_class)
+        raise header.error(f"is not a radiograph but {actual}", "SOPClassUID", sop_class)
+    intent = header.text("PresentationIntentType").upper()
+    if intent == "FOR PROCESSING" or sop_class == _FOR_PROCESSING:
+        raise header.error(
+            "holds raw detector values, which no window makes a film of",
+            "PresentationIntentType",
+            intent or "SOP class For Processing",
+            "Take the image FOR PRESENTATION of the same study.",
+        )
 
 
 def _numbers(header: Header, keyword: str) -> tuple[float, ...]:
@@ -250,11 +243,11 @@ def _deviation_index(header: Header) -> float | None:
     return 10.0 * math.log10(ratio) if math.isfinite(ratio) and ratio > 0.0 else None
 
 
-def _spacing(header: Header) -> tuple[float, float] | None:
+def _spacing(header: Header, turn: Turn) -> tuple[float, float] | None:
     for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
         values = _numbers(header, keyword)
         if len(values) == 2 and all(math.isfinite(value) and value > 0.0 for value in values):
-            return values[0], values[1]
+            return (values[1], values[0]) if turn.transpose else (values[0], values[1])
     return None
 
 

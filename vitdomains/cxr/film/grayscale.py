@@ -1,6 +1,9 @@
-"""cxr room: which grayscale pipeline a header asks for, checked before it is computed (``voi.py`` computes it).
+"""The grayscale pipeline of a film: what its header asks for, checked, and applied as one lookup table.
 
-Modality transformation and windows: DICOM PS3.3, C.11.1 and C.11.2; padding: C.7.5.1.1.2.
+The pipeline of DICOM (PS3.4, N.2; PS3.3, C.11.1 and C.11.2; padding: C.7.5.1.1.2) is modality transformation,
+value-of-interest transformation, inversion for MONOCHROME1, in this order. For words of up to 16 bits all of it is a
+function of at most 65,536 stored values: it is computed once on those, in float64, kept for the next film of the same kind,
+and applied to the pixels as a single gather.
 """
 
 from __future__ import annotations
@@ -20,14 +23,6 @@ from numpy.typing import NDArray
 from vitdomains.core.errors import ImageError
 from vitdomains.cxr.film.header import Element, Header
 from vitdomains.cxr.film.pixels import Layout, Stored, display_array
-
-# --------------------
-# cxr room: from stored values to display values, as one lookup table.
-#
-# The grayscale pipeline of DICOM (PS3.4, N.2; PS3.3, C.11.1 and C.11.2) is modality transformation, value-of-interest
-# transformation, inversion for MONOCHROME1, in this order. For words of up to 16 bits all of it is a function of at
-# most 65,536 stored values: it is computed once on those, in float64, kept for the next film of the same kind, and
-# applied to the pixels as a single gather.
 
 _LOG = logging.getLogger(__name__)
 
@@ -172,10 +167,15 @@ def _display_table(grayscale: Grayscale) -> tuple[NDArray[np.float32], NDArray[n
 
 
 def _usable(grayscale: Grayscale, stored: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """Which words are no padding: neither a value in its range nor, where no value can be so, its very word."""
     if grayscale.padding is None:
         return None
     low, high = grayscale.padding
-    return (stored < low) | (stored > high)
+    padded = (stored >= low) & (stored <= high)
+    if not padded.any():  # of the other sign than the pixels, or in bits above the stored ones
+        ends = [end % len(stored) for end in (low, high)]
+        padded[min(ends) : max(ends) + 1] = True
+    return ~padded
 
 
 def _fallback(stored: Stored, grayscale: Grayscale) -> Range:
@@ -251,22 +251,27 @@ def read_grayscale(header: Header, layout: Layout, window: WindowChoice = None) 
             window.
     """
     slope, intercept = _rescale(header)
-    tables = [
-        _table(header, item, "ModalityLUTSequence", layout.signed) for item in _items(header, "ModalityLUTSequence")
-    ]
+    half = 1 << (layout.stored - 1)
+    low, high = (-half, half - 1) if layout.signed else (0, 2 * half - 1)
+    tables = _tables(header, "ModalityLUTSequence", (low, high))
+    if tables:
+        span = 0.0, 2.0 ** tables[0].bits - 1.0
+    else:
+        ends = low * slope + intercept, high * slope + intercept
+        span = min(ends), max(ends)
     pad = header.integers("PixelPaddingValue", signed=layout.signed)
     limit = header.integers("PixelPaddingRangeLimit", signed=layout.signed)
-    ends = (pad[0], limit[0] if limit else pad[0]) if pad else None
+    padding = (pad[0], limit[0] if limit else pad[0]) if pad else None
     return Grayscale(
         layout_bits=(layout.allocated, layout.stored, layout.signed),
         slope=slope,
         intercept=intercept,
         modality=tables[0] if tables else None,
-        voi=_choose(header, layout, window),
+        voi=_choose(header, span, window),
         # Presentation LUT Shape INVERSE restates MONOCHROME1 (PS3.3, C.8.11.3): the photometric interpretation alone
         # decides, once.
         inverted=header.text("PhotometricInterpretation") == "MONOCHROME1",
-        padding=(min(ends), max(ends)) if ends else None,
+        padding=(min(padding), max(padding)) if padding else None,
     )
 
 
@@ -274,20 +279,23 @@ def _rescale(header: Header) -> tuple[float, float]:
     slope = next(iter(header.numbers("RescaleSlope")), 1.0)
     intercept = next(iter(header.numbers("RescaleIntercept")), 0.0)
     if slope == 0.0 or not math.isfinite(slope) or abs(slope) > _HUGE:
-        raise ImageError(header.path, "has an impossible slope", tag="RescaleSlope", value=slope)
+        raise header.error("has an impossible slope", "RescaleSlope", slope)
     if not math.isfinite(intercept) or abs(intercept) > _HUGE:
-        raise ImageError(header.path, "has an impossible intercept", tag="RescaleIntercept", value=intercept)
+        raise header.error("has an impossible intercept", "RescaleIntercept", intercept)
     return slope, intercept
 
 
-def _items(header: Header, keyword: str) -> tuple[Mapping[str, Element], ...]:
-    element = header.elements.get(keyword)
-    return element.items if element else ()
+def _tables(header: Header, sequence: str, span: tuple[float, float]) -> list[LookupTable]:
+    """The tables of a sequence for inputs in ``span``."""
+    element = header.elements.get(sequence)
+    return [_table(header, sequence, item, span) for item in element.items] if element else []
 
 
-def _table(header: Header, item: Mapping[str, Element], sequence: str, signed: bool) -> LookupTable:
+def _table(header: Header, sequence: str, item: Mapping[str, Element], span: tuple[float, float]) -> LookupTable:
+    """A checked table. Its entries say how many bits they use: writers put the size of the container there."""
+
     def refuse(tag: str, value: object) -> ImageError:
-        return ImageError(header.path, f"has an impossible lookup table in {sequence}", tag=tag, value=value)
+        return header.error(f"has an impossible lookup table in {sequence}", tag, value)
 
     if "LUTDescriptor" not in item or "LUTData" not in item:
         raise refuse("LUTDescriptor" if "LUTData" in item else "LUTData", None)
@@ -295,33 +303,33 @@ def _table(header: Header, item: Mapping[str, Element], sequence: str, signed: b
     if len(descriptor) != 3 or descriptor[2] not in (8, *range(10, 17)):
         raise refuse("LUTDescriptor", descriptor)
     count = descriptor[0] % 65536 or 65536
-    first = header.unpack(item["LUTDescriptor"], "LUTDescriptor", signed=signed)[1]
-    data, bits = item["LUTData"].data, descriptor[2]
-    order = "<" if header.little_endian else ">"
-    if bits == 8 and count <= len(data) <= count + 1:  # one byte an entry
-        entries = np.frombuffer(data[:count], np.uint8)
-    elif len(data) >= 2 * count:
-        entries = np.frombuffer(data[: 2 * count], order + "u2")
+    # The value representation may have the wrong sign: the first input is where the film has values.
+    firsts = (descriptor[1] + turn for turn in (0, -65536, 65536))
+    first = next((first for first in firsts if first <= span[1] and first + count > span[0]), descriptor[1])
+    data = item["LUTData"].data
+    if 2 * count <= len(data) <= 2 * count + 2:
+        entries = np.frombuffer(data[: 2 * count], "<u2" if header.little_endian else ">u2").astype(np.uint16)
+    elif count <= len(data) <= count + 1:  # one byte an entry
+        entries = np.frombuffer(data[:count], np.uint8).astype(np.uint16)
     else:
         raise refuse("LUTData", f"{len(data)} bytes for {count} entries")
+    bits = int(entries.max()).bit_length() or descriptor[2]
     explanation = item["LUTExplanation"].data.decode("latin-1").strip(" \0") if "LUTExplanation" in item else ""
-    return LookupTable(first, bits, np.minimum(entries, 2**bits - 1).astype(np.uint16).tobytes(), explanation)
+    return LookupTable(first, bits, entries.tobytes(), explanation)
 
 
-def _choose(header: Header, layout: Layout, window: WindowChoice) -> LookupTable | Window | None:
+def _choose(header: Header, span: tuple[float, float], window: WindowChoice) -> LookupTable | Window | None:
     function = header.text("VOILUTFunction") or "LINEAR"
     if isinstance(window, tuple):
         return _window(header, window[0], window[1], function, "given")
-    tables = [_table(header, item, "VOILUTSequence", layout.signed) for item in _items(header, "VOILUTSequence")]
+    tables = _tables(header, "VOILUTSequence", span)
     pairs = list(zip(header.numbers("WindowCenter"), header.numbers("WindowWidth"), strict=False))
     names = header.texts("WindowCenterWidthExplanation")
     names += [""] * (len(pairs) - len(names))
     if isinstance(window, str):
         known = [table.name.casefold() for table in tables] + [name.casefold() for name in names[: len(pairs)]]
         if window.casefold() not in known:
-            raise ImageError(
-                header.path, "has no window of that name", tag="WindowCenterWidthExplanation", value=window
-            )
+            raise header.error("has no window of that name", "WindowCenterWidthExplanation", window)
         index = known.index(window.casefold())
     else:
         index = window or 0
@@ -329,7 +337,7 @@ def _choose(header: Header, layout: Layout, window: WindowChoice) -> LookupTable
         if not alternatives and window is None:
             return None
         if not 0 <= index < alternatives:
-            raise ImageError(header.path, f"has {alternatives} windows, not that one", tag="window", value=index)
+            raise header.error(f"has {alternatives} windows, not that one", "window", index)
     if index < len(tables):
         return tables[index]
     centre, width = pairs[index - len(tables)]
@@ -338,12 +346,10 @@ def _choose(header: Header, layout: Layout, window: WindowChoice) -> LookupTable
 
 def _window(header: Header, centre: float, width: float, function: str, name: str) -> Window:
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise ImageError(header.path, "has an unknown window function", tag="VOILUTFunction", value=function)
+        raise header.error("has an unknown window function", "VOILUTFunction", function)
     if not math.isfinite(centre) or abs(centre) > _HUGE:
-        raise ImageError(header.path, "has an impossible window", tag="WindowCenter", value=centre)
+        raise header.error("has an impossible window", "WindowCenter", centre)
     if not math.isfinite(width) or width <= 0.0 or abs(width) > _HUGE or (function == "LINEAR" and width < 1.0):
         least = "at least 1" if function == "LINEAR" else "above 0"
-        raise ImageError(
-            header.path, f"has an impossible window, whose width must be {least}", tag="WindowWidth", value=width
-        )
+        raise header.error(f"has an impossible window, whose width must be {least}", "WindowWidth", width)
     return Window(centre, width, cast(Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"], function), name)

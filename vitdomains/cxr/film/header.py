@@ -1,26 +1,29 @@
-"""cxr room: the way into a DICOM file, without trusting it.
+"""A film's file by its first bytes, and the elements of a DICOM header within limits.
 
 Only the elements that a film needs are kept; everything else is stepped over, element by element and without
 recursion, so that a file can neither exhaust the stack (sequences nested a thousand deep) nor the memory (a deflate
-bomb, a gigabyte in a private element, millions of empty items) before its pixels are asked for. Pixels are not
-decoded here: see ``pixels.py``.
+bomb, a gigabyte in a private element, millions of empty items) before its pixels are asked for.
 
 Layout of data elements: DICOM PS3.5, sections 7.1 (elements), 7.5 (sequences), A.5 (deflate), 10.1 (file meta
-information: PS3.10, 7.1).
+information: PS3.10, 7.1). Files without preamble or without file meta information, as old archives hold them, and files
+whose data set begins behind other bytes are read too: the first element says how the data set is encoded, and is believed
+over the transfer syntax.
 """
 
 from __future__ import annotations
 
-import io
+import os
+import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from pydicom import uid
 from pydicom.config import IGNORE
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, tag_for_keyword
 
 from vitdomains.core.errors import ImageError
 from vitdomains.cxr.film.stream import Stream, inflated
@@ -32,11 +35,64 @@ MAX_VALUE_BYTES = 4096
 MAX_TABLE_BYTES = 2 * 65536 + 2
 MAX_ITEMS = 64
 MAX_INFLATED_HEADER = 64 << 20
+PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
+_HEAD = 4096  # bytes that are searched for the beginning of a DICOM file behind others
+_PREAMBLE = 128
+_EXPORT = "Export it as DICOM, PNG or JPEG."
+_UNPACK = "Unpack it and name the files in it."
+_OTHERS = (  # (offset, bytes, what it is, what to do): formats that films come in by mistake
+    (0, b"\x1f\x8b", "a gzip archive", _UNPACK),
+    (0, b"PK\x03\x04", "a ZIP archive", _UNPACK),
+    (0, b"BZh", "a bzip2 archive", _UNPACK),
+    (0, b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
+    (0, b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
+    (257, b"ustar", "a tar archive", _UNPACK),
+    (0, b"II*\x00", "a TIFF picture", _EXPORT),
+    (0, b"MM\x00*", "a TIFF picture", _EXPORT),
+    (0, b"GIF8", "a GIF picture", _EXPORT),
+    (0, b"BM", "a BMP picture", _EXPORT),
+    (8, b"WEBP", "a WebP picture", _EXPORT),
+    (4, b"ftyp", "a HEIF or AVIF picture or a video", _EXPORT),
+    (4, b"jP  ", "a JPEG 2000 picture", _EXPORT),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 codestream", _EXPORT),
+    (0, b"\x5c\x01\x00\x00", "a NIfTI volume", _EXPORT),
+    (344, b"n+1\x00", "a NIfTI volume", _EXPORT),
+    (0, b"NRRD", "an NRRD volume", _EXPORT),
+    (0, b"\x93NUMPY", "a NumPy array", _EXPORT),
+    (0, b"\x89HDF", "an HDF5 file", _EXPORT),
+    (0, b"%PDF", "a PDF document", _EXPORT),
+    (0, b"<", "a text in XML or HTML", "Download the film itself."),
+    (0, b"{", "a text in JSON", "Download the film itself."),
+)
 _LONG_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"))
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence")
+_VRS = _LONG_VRS | {
+    "AE",
+    "AS",
+    "AT",
+    "CS",
+    "DA",
+    "DS",
+    "DT",
+    "FD",
+    "FL",
+    "IS",
+    "LO",
+    "LT",
+    "PN",
+    "SH",
+    "SL",
+    "SS",
+    "ST",
+    "TM",
+    "UI",
+    "UL",
+    "US",
+}
 _INTEGER_FORMATS = {"US": "H", "SS": "h", "UL": "L", "SL": "l"}
 
 
@@ -49,13 +105,14 @@ _WANTED = _tags(
     "SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality PatientID PatientSex PatientAge "
     "SpecificCharacterSet PatientName PatientBirthDate StudyDate StudyTime StudyID AccessionNumber "
     "ViewPosition BodyPartExamined Laterality ImageLaterality ExposureIndex TargetExposureIndex DeviationIndex "
-    "ImagerPixelSpacing NominalScannedPixelSpacing PixelSpacing "
+    "ImagerPixelSpacing NominalScannedPixelSpacing PixelSpacing PatientOrientation FieldOfViewHorizontalFlip "
+    "FieldOfViewRotation PresentationIntentType BurnedInAnnotation "
     "SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit "
     "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit WindowCenter WindowWidth "
     "WindowCenterWidthExplanation VOILUTFunction RescaleIntercept RescaleSlope ModalityLUTSequence VOILUTSequence"
 )
 _WANTED_IN_ITEMS = _tags("LUTDescriptor LUTExplanation LUTData")
-_WANTED_IN_META = _tags("TransferSyntaxUID")
+_TRANSFER_SYNTAX = 0x00020010
 
 
 @dataclass(frozen=True)
@@ -84,6 +141,10 @@ class Header:
     pixel_length: int
     stream: Stream = field(repr=False)
 
+    def error(self, problem: str, tag: str, value: object = None, hint: str = "") -> ImageError:
+        """An error that names this file."""
+        return ImageError(self.path, problem, tag=tag, value=value, hint=hint)
+
     def texts(self, keyword: str) -> list[str]:
         """The values of a text element without padding; empty where it is absent or empty."""
         raw = self.elements[keyword].data if keyword in self.elements else b""
@@ -103,7 +164,7 @@ class Header:
         try:
             return tuple(float(value) for value in values if value)
         except ValueError:
-            raise ImageError(self.path, "is not a number", tag=keyword, value="\\".join(values)) from None
+            raise self.error("is not a number", keyword, "\\".join(values)) from None
 
     def integers(self, keyword: str, *, signed: bool = False) -> tuple[int, ...]:
         """The values of a binary integer element; empty where it is absent or empty."""
@@ -117,16 +178,14 @@ class Header:
         code = _INTEGER_FORMATS.get(element.vr, "h" if signed else "H")
         count, rest = divmod(len(element.data), struct.calcsize("<" + code))
         if rest or not count:
-            raise ImageError(
-                self.path, "has a value of impossible length", tag=keyword, value=f"{len(element.data)} bytes"
-            )
+            raise self.error("has a value of impossible length", keyword, f"{len(element.data)} bytes")
         return struct.unpack(("<" if self.little_endian else ">") + str(count) + code, element.data)
 
     def required(self, keyword: str) -> int:
         """The first integer of an element that no film can do without."""
         values = self.integers(keyword)
         if not values:
-            raise ImageError(self.path, "lacks a required element", tag=keyword, value=None)
+            raise self.error("lacks a required element", keyword)
         return values[0]
 
 
@@ -139,13 +198,14 @@ class _Walk:
     endian: str = "<"
     seen: int = 0
 
+    def error(self, problem: str, tag: str, value: object, hint: str = "") -> ImageError:
+        return ImageError(self.stream.path, problem, tag=tag, value=value, hint=hint)
+
     def next(self, implicit: bool) -> tuple[int, str, int] | None:
         """Tag, VR and length of the next element, its value still to be read; None at the end of the file."""
         self.seen += 1
         if self.seen > MAX_ELEMENTS:
-            raise ImageError(
-                self.stream.path, "has more data elements than a film needs", tag="elements", value=self.seen
-            )
+            raise self.error("has more data elements than a film needs", "elements", self.seen)
         head = self.stream.read(8, at_end_ok=True)
         if not head:
             return None
@@ -155,9 +215,7 @@ class _Walk:
             return tag, "", int(struct.unpack(self.endian + "L", head[4:])[0])
         vr = head[4:6].decode("latin-1")
         if not (vr.isascii() and vr.isalpha() and vr.isupper()):
-            raise ImageError(
-                self.stream.path, "has an element without a value representation", tag=_name(tag), value=head[4:6].hex()
-            )
+            raise self.error("has an element without a value representation", _name(tag), head[4:6].hex())
         if vr in _LONG_VRS:
             return tag, vr, int(struct.unpack(self.endian + "L", self.stream.read(4))[0])
         return tag, vr, int(struct.unpack(self.endian + "H", head[6:])[0])
@@ -166,9 +224,7 @@ class _Walk:
         """As ``next``, where the file must not end."""
         found = self.next(implicit)
         if found is None:
-            raise ImageError(
-                self.stream.path, "ends inside a sequence", tag="length", value="undefined", hint="Copy the file again."
-            )
+            raise self.error("ends inside a sequence", "length", "undefined", "Copy the file again.")
         return found
 
     def skip_undefined(self, implicit: bool) -> None:
@@ -178,20 +234,13 @@ class _Walk:
             in_sequence, implicit = levels[-1]
             tag, vr, length = self.inside(implicit)
             if in_sequence != (tag in (_ITEM, _SEQUENCE_END)):
-                raise ImageError(
-                    self.stream.path, "has a malformed sequence", tag=_name(tag), value=f"level {len(levels)}"
-                )
+                raise self.error("has a malformed sequence", _name(tag), f"level {len(levels)}")
             if tag in (_ITEM_END, _SEQUENCE_END):
                 levels.pop()
             elif length != UNDEFINED:
                 self.stream.skip(length, _name(tag))
             elif len(levels) >= 2 * MAX_DEPTH:
-                raise ImageError(
-                    self.stream.path,
-                    f"nests sequences more than {MAX_DEPTH} deep",
-                    tag=_name(tag),
-                    value="undefined length",
-                )
+                raise self.error(f"nests sequences more than {MAX_DEPTH} deep", _name(tag), "undefined length")
             else:
                 levels.append((tag != _ITEM, implicit or vr == "UN"))
 
@@ -213,9 +262,7 @@ class _Walk:
             elif keyword:
                 limit = MAX_TABLE_BYTES if keyword == "LUTData" else MAX_VALUE_BYTES
                 if length > limit:
-                    raise ImageError(
-                        self.stream.path, "has a value of impossible length", tag=keyword, value=f"{length} bytes"
-                    )
+                    raise self.error("has a value of impossible length", keyword, f"{length} bytes")
                 kept[keyword] = Element(vr, self.stream.read(length, keyword))
             else:
                 self.stream.skip(length, _name(tag))
@@ -230,53 +277,111 @@ class _Walk:
             if tag == _SEQUENCE_END:
                 break
             if tag != _ITEM or len(found) >= MAX_ITEMS:
-                raise ImageError(
-                    self.stream.path, "has a malformed sequence", tag=keyword, value=f"item {len(found) + 1}"
-                )
+                raise self.error("has a malformed sequence", keyword, f"item {len(found) + 1}")
             item_end = None if size == UNDEFINED else self.stream.position + size
             found.append(self.dataset(_WANTED_IN_ITEMS, implicit, item_end)[0])
         return found
 
 
-def read_header(path: Path, file: BinaryIO, size: int, max_pixel_bytes: int) -> Header:
+@contextmanager
+def open_film(path: Path) -> Iterator[tuple[BinaryIO, int | None]]:
+    """The open file of a film at its first byte, and where its DICOM data begin, behind any preamble; None: PNG or JPEG.
+
+    Raises:
+        ImageError: There is no such regular file, or it is no film: the message says what it is where its first bytes
+            tell. Also for an OSError inside the block.
+    """
+    try:
+        try:
+            mode = os.stat(path).st_mode
+        except ValueError:  # a null character
+            raise ImageError(path, "is no usable path", tag="file", value="ValueError") from None
+        if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+            kind = "directory" if stat.S_ISDIR(mode) else "special file"
+            raise ImageError(
+                path, f"is a {kind}, not a film", tag="file type", value=kind, hint="Name the files in it."
+            )
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+            file.seek(0)
+            yield file, _dicom_start(path, head)
+    except OSError as error:
+        reason = error.strerror or "input error"
+        raise ImageError(path, f"cannot be read: {reason}", tag="file", value=type(error).__name__) from error
+
+
+def _dicom_start(path: Path, head: bytes) -> int | None:
+    if head[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
+        return _PREAMBLE + 4
+    if head.startswith((PNG, JPEG)):
+        return None
+    if not head:
+        raise ImageError(path, "is empty", tag="size", value=0, hint="Copy the file again.")
+    for start in (0, _PREAMBLE):  # without "DICM", or without the preamble too
+        at = start + 4 * head.startswith(b"DICM", start)
+        if _encoding(head[at : at + 8]) is not None:
+            return at
+    for offset, signature, name, hint in _OTHERS:
+        if head.startswith(signature, offset):
+            raise ImageError(path, f"is {name}, not a film", tag="signature", value=name, hint=hint)
+    behind = head.find(b"DICM") + 4  # other bytes stand before it, as a download leaves them
+    if behind > 4 and _encoding(head[behind : behind + 8]) is not None:
+        return behind
+    # The bytes themselves are not shown: they may be anything, a patient's name included.
+    raise ImageError(path, "is neither DICOM nor PNG nor JPEG", tag="signature", hint="Convert it to one of these.")
+
+
+def _encoding(head: bytes) -> tuple[bool, bool] | None:
+    """(implicit, little endian) of a data set by its first eight bytes; None where no data set begins so."""
+    for order in "<>" if len(head) == 8 else "":
+        group, number, length = struct.unpack(order + "HHL", head)
+        if group not in (0x0002, 0x0004, 0x0008, 0x0010) or not (
+            number == 0 or dictionary_has_tag(group << 16 | number)
+        ):
+            continue
+        if head[4:6].decode("latin-1") in _VRS:
+            return False, order == "<"
+        if length < MAX_VALUE_BYTES and length % 2 == 0:
+            return True, order == "<"
+    return None
+
+
+def read_header(path: Path, file: BinaryIO, start: int, max_pixel_bytes: int) -> Header:
     """Read a DICOM file up to its pixels.
 
     Args:
         path: Named in errors.
-        file: The open file, at its first byte; the header's stream goes on reading from it.
-        size: Bytes in the file.
+        file: The open file; the header's stream goes on reading from it.
+        start: Where its file meta information or, without one, its data set begins.
         max_pixel_bytes: What a deflated file may inflate to, beyond 64 MiB for its header.
 
     Returns:
-        The header, its stream at the first byte of the pixel data.
+        The header, its stream at the first byte of the pixel data; ``syntax`` is "" where nothing says it.
 
     Raises:
         ImageError: The file is truncated, malformed, nested deeper than 64 sequences or larger than the limits.
     """
-    stream = Stream(path, file, size)
-    stream.skip(132, "the preamble")
-    meta: dict[str, Element] = {}
+    stream = Stream(path, file, os.fstat(file.fileno()).st_size)
+    stream.skip(start, "the preamble")
+    declared = ""
     walk = _Walk(stream)
-    while stream.size is not None and stream.position < stream.size:
-        group = file.read(2)
-        file.seek(-len(group), io.SEEK_CUR)
-        if group != b"\x02\x00":  # the file meta information is always explicit, little endian
-            break
-        tag, vr, length = walk.inside(implicit=False)
-        if length > MAX_VALUE_BYTES or tag not in _WANTED_IN_META:
+    while stream.peek(2) == b"\x02\x00":  # the file meta information is always explicit, little endian
+        tag, _, length = walk.inside(implicit=False)
+        if length > MAX_VALUE_BYTES or tag != _TRANSFER_SYNTAX:
             stream.skip(length, _name(tag))
         else:
-            meta[_WANTED_IN_META[tag]] = Element(vr, stream.read(length, _name(tag)))
-    if "TransferSyntaxUID" not in meta:
-        raise ImageError(path, "does not say how it is encoded", tag="TransferSyntaxUID", value=None)
+            declared = stream.read(length, _name(tag)).decode("latin-1").strip(" \0")
     # Not validated: pydicom would warn of an odd one with its text, and an unknown one is refused anyway.
-    syntax = uid.UID(meta["TransferSyntaxUID"].data.decode("latin-1").strip(" \0"), validation_mode=IGNORE)
-    if syntax == uid.DeflatedExplicitVRLittleEndian:
+    syntax = uid.UID(declared, validation_mode=IGNORE)
+    if syntax == uid.DeflatedExplicitVRLittleEndian and _encoding(stream.peek(8)) is None:
         stream = inflated(path, file, MAX_INFLATED_HEADER + max_pixel_bytes)
-    little_endian = syntax != uid.ExplicitVRBigEndian
-    walk = _Walk(stream, endian="<" if little_endian else ">")
-    elements, (tag, vr, length) = walk.dataset(_WANTED, implicit=syntax == uid.ImplicitVRLittleEndian)
-    return Header(path, syntax, little_endian, elements, _PIXEL_TAGS.get(tag, ""), vr, length, stream)
+    found = _encoding(stream.peek(8))
+    if found is None and not declared:
+        raise ImageError(path, "does not say how it is encoded", tag="TransferSyntaxUID")
+    implicit, little = found or (syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian)
+    walk = _Walk(stream, endian="<" if little else ">")
+    elements, (tag, vr, length) = walk.dataset(_WANTED, implicit)
+    return Header(path, syntax, little, elements, _PIXEL_TAGS.get(tag, ""), vr, length, stream)
 
 
 def _name(tag: int) -> str:

@@ -1,8 +1,7 @@
-"""cxr room: the stored values of a film, as the file holds them.
+"""The stored words of a film: read straight into their array, or decoded by pydicom's plugins.
 
-Uncompressed pixels are read straight into their array; compressed frames go through pydicom's decoders. Before
-either, everything that the header claims is held against limits and against what the frame says of itself, so that no
-claim alone makes us allocate.
+Everything that the header claims is held against limits and against what the pixels say of themselves, so that no claim
+alone makes us allocate, and none alone decides what a word means. ``tests/cxr/film/test_disagreements.py`` lists the pairs.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import struct
 import threading
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -20,16 +19,12 @@ from pydicom import uid
 from pydicom.encaps import encapsulate
 from pydicom.pixels.decoders.base import get_decoder
 
-from vitdomains.core.errors import ImageError
+from vitdomains.cxr.film.codestream import JPEG_2000, FrameHeader, read_frame_header
 from vitdomains.cxr.film.header import UNDEFINED, Header
 
-# --------------------
-# cxr room: memory for films that is handed on from one to the next.
-#
 # A film fills tens of megabytes. Fresh from the system, these must be mapped and zeroed page by page, which takes longer than
 # computing what goes into them; and the allocator gives large blocks back as soon as they are free. A reader that works
 # through a folder therefore keeps the memory of a film that nobody uses any more for the next one.
-
 MAX_KEPT_BYTES = 64 << 20
 
 _kept: list[bytearray] = []
@@ -82,15 +77,19 @@ _NATIVE = (
     uid.ExplicitVRBigEndian,
     uid.DeflatedExplicitVRLittleEndian,
 )
-_JPEG = (
+_COMPRESSED = (
     uid.JPEGBaseline8Bit,
     uid.JPEGExtended12Bit,
     uid.JPEGLossless,
     uid.JPEGLosslessSV1,
     uid.JPEGLSLossless,
     uid.JPEGLSNearLossless,
+    uid.RLELossless,
+    *JPEG_2000,
 )
-_JPEG_2000 = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+_SAMPLED_ROWS = (
+    8  # one row in so many is looked at for bits above the stored ones: such bits are never in a few pixels alone
+)
 # Pillow's libjpeg-turbo decodes baseline JPEG several times as fast as pydicom's first choice, at most one grey level
 # apart. GDCM is left out on purpose: given bad data it may abort the whole process, which nothing can catch.
 _PLUGINS = ("pylibjpeg", "pyjpegls", "pillow", "pydicom")
@@ -116,19 +115,16 @@ def read_layout(header: Header, max_pixels: int) -> Layout:
             most ``max_pixels``.
     """
 
-    def refuse(problem: str, tag: str, value: object, hint: str = "") -> ImageError:
-        return ImageError(header.path, problem, tag=tag, value=value, hint=hint)
-
     if header.pixel_keyword != "PixelData":
         if header.pixel_keyword:
-            raise refuse("holds floating-point pixels, which no film has", "pixels", header.pixel_keyword)
-        raise refuse("has no pixel data", "PixelData", None)
+            raise header.error("holds floating-point pixels, which no film has", "pixels", header.pixel_keyword)
+        raise header.error("has no pixel data", "PixelData", None)
     photometric = header.text("PhotometricInterpretation")
     samples = header.required("SamplesPerPixel")
     if samples != 1:
-        raise refuse("is a colour image", "SamplesPerPixel", samples, "Films are monochrome.")
+        raise header.error("is a colour image", "SamplesPerPixel", samples, "Films are monochrome.")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise refuse(
+        raise header.error(
             "is not monochrome",
             "PhotometricInterpretation",
             photometric or None,
@@ -136,13 +132,13 @@ def read_layout(header: Header, max_pixels: int) -> Layout:
         )
     frames = next(iter(header.numbers("NumberOfFrames")), 1.0) or 1.0
     if frames != 1.0:
-        raise refuse("is not a single frame", "NumberOfFrames", frames, "Split it into one file a frame.")
+        raise header.error("is not a single frame", "NumberOfFrames", frames, "Split it into one file a frame.")
     rows, columns = header.required("Rows"), header.required("Columns")
     for tag, value in (("Rows", rows), ("Columns", columns)):
         if value < 1:
-            raise refuse("has no extent", tag, value)
+            raise header.error("has no extent", tag, value)
     if rows * columns > max_pixels:
-        raise refuse(
+        raise header.error(
             f"has more than {max_pixels} pixels",
             "Rows x Columns",
             f"{rows} x {columns}",
@@ -150,45 +146,113 @@ def read_layout(header: Header, max_pixels: int) -> Layout:
         )
     allocated, stored = header.required("BitsAllocated"), header.required("BitsStored")
     if allocated not in (8, 16):
-        raise refuse("has words of unsupported size", "BitsAllocated", allocated, "Films have 8 or 16 bits.")
+        raise header.error("has words of unsupported size", "BitsAllocated", allocated, "Films have 8 or 16 bits.")
     if not 1 < stored <= allocated:
-        raise refuse(f"stores an impossible number of bits in {allocated}", "BitsStored", stored)
+        raise header.error(f"stores an impossible number of bits in {allocated}", "BitsStored", stored)
     high = next(iter(header.integers("HighBit")), stored - 1)
     if high != stored - 1:
-        raise refuse(f"does not put its {stored} stored bits lowest", "HighBit", high)
+        raise header.error(f"does not put its {stored} stored bits lowest", "HighBit", high)
     representation = header.required("PixelRepresentation")
     if representation not in (0, 1):
-        raise refuse("is neither unsigned nor signed", "PixelRepresentation", representation)
+        raise header.error("is neither unsigned nor signed", "PixelRepresentation", representation)
     return Layout(rows, columns, allocated, stored, representation == 1)
 
 
-def read_blocks(header: Header, layout: Layout, *, whole: bool = False) -> Iterator[Stored]:
-    """The stored words of the one frame, top to bottom, in blocks of rows ``[n, columns]``.
-
-    Words come unsigned whatever their sign bit means, and bits above ``layout.stored`` are as found (old films keep
-    overlays there): ``voi`` accounts for both. Uncompressed films come in blocks that stay in the processor's cache
-    while they are worked on, instead of going through main memory twice; a block is overwritten by the next one.
-
-    Args:
-        header: The film's header, its stream at the pixels.
-        layout: Its checked layout.
-        whole: Give the frame as one block.
+def read_pixels(header: Header, layout: Layout) -> Pixels:
+    """The one frame of a film, and its layout as the pixels themselves have it.
 
     Raises:
-        ImageError: The pixels are truncated, longer than described, of another size than described, or do not decode.
+        ImageError: The pixels are of another size than described or do not decode; ``Pixels.blocks`` raises it for
+            uncompressed ones.
     """
-    if header.syntax in _NATIVE:
-        yield from _native(header, layout, whole)
-    elif header.syntax in _JPEG or header.syntax in _JPEG_2000 or header.syntax == uid.RLELossless:
-        yield _decode(header, layout, _frame(header, 4 * layout.rows * layout.columns + (1 << 20)))
-    else:
-        raise ImageError(
-            header.path,
-            "is encoded in a way that this reader does not know",
-            tag="TransferSyntaxUID",
-            value=str(header.syntax),
-            hint="Convert it to JPEG 2000 or to an uncompressed transfer syntax.",
+    if header.syntax not in (*_NATIVE, *_COMPRESSED, ""):
+        hint = "Convert it to JPEG 2000 or to an uncompressed transfer syntax."
+        raise header.error(
+            "is encoded in a way that this reader does not know", "TransferSyntaxUID", str(header.syntax), hint
         )
+    if header.pixel_length != UNDEFINED:
+        return Pixels(header, layout)
+    frame = _frame(header, 4 * layout.rows * layout.columns + (1 << 20))
+    found = read_frame_header(frame)
+    if found is None:
+        if header.syntax != uid.RLELossless:
+            raise header.error(
+                "has pixel data that are not what its transfer syntax says", "PixelData", frame[:4].hex()
+            )
+        return Pixels(header, layout, _decode(header, layout, frame, uid.RLELossless))
+    if (found.rows, found.columns, found.components) != (layout.rows, layout.columns, 1):
+        inside = f"{found.rows} x {found.columns} in {found.components} components in the frame"
+        described = f"{layout.rows} x {layout.columns}, {inside}"
+        raise header.error("has a frame of another size than its header says", "Rows x Columns", described)
+    if not 1 < found.precision <= 16:
+        described = f"{layout.stored}, {found.precision} in the frame"
+        raise header.error("has a frame of an impossible number of bits", "BitsStored", described)
+    coded = replace(layout, allocated=8 if found.precision <= 8 else 16, stored=found.precision)
+    is_family = found.syntax in JPEG_2000 and header.syntax in JPEG_2000
+    words = _decode(header, coded, frame, header.syntax if is_family else found.syntax)
+    return Pixels(header, _coded_layout(header, layout, coded, found, words), words)
+
+
+def _coded_layout(header: Header, layout: Layout, coded: Layout, found: FrameHeader, words: Stored) -> Layout:
+    """The frame's precision is believed, except that encoders write the size of the container where all values fit less."""
+    if found.signed and not layout.signed and (words >> (8 * words.itemsize - 1)).any():
+        raise header.error("holds negative values in a frame that it calls unsigned", "PixelRepresentation", 0)
+    fits = layout.stored < coded.stored and not _uses_more(words, replace(coded, stored=layout.stored))
+    return replace(coded, stored=layout.stored) if fits else coded
+
+
+def _uses_more(words: Stored, layout: Layout) -> bool:
+    """Whether the bits above the stored ones are part of the picture.
+
+    Where they change from one pixel to the next, the stored bits of a picture that needs them leap from one end of their
+    range to the other. Under overlays, which old films keep there, and under a repeated sign they do not.
+    """
+    low = (words & ((1 << layout.stored) - 1)).astype(np.int32)
+    high = words.astype(np.int32) >> layout.stored
+    if layout.signed:
+        negative = low >> (layout.stored - 1)
+        high ^= -negative & ((1 << (layout.allocated - layout.stored)) - 1)
+        low -= negative << layout.stored
+    leaps = changes = 0
+    for axis in (0, 1):
+        changed = np.diff(high, axis=axis) != 0
+        changes += int(changed.sum())
+        leaps += int((np.abs(np.diff(low, axis=axis))[changed] > 1 << (layout.stored - 1)).sum())
+    return 2 * leaps > changes
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One frame: how it is stored, and its words, decoded already or still to be read."""
+
+    header: Header
+    layout: Layout
+    decoded: Stored | None = None
+
+    def blocks(self, *, whole: bool = False) -> Iterator[Stored]:
+        """The stored words, top to bottom, in blocks of rows ``[n, columns]``; once.
+
+        Words come unsigned whatever their sign bit means, and bits above ``layout.stored`` are as found: ``grayscale``
+        accounts for both. Uncompressed films come in blocks that stay in the processor's cache while they are worked on,
+        instead of going through main memory twice; a block is overwritten by the next one.
+
+        Args:
+            whole: Give the frame as one block.
+
+        Raises:
+            ImageError: The pixels are truncated, longer than described, or use more bits than described.
+        """
+        if self.decoded is not None:
+            yield self.decoded
+        else:
+            doubtful: list[Stored] = []
+            for block in _native(self.header, self.layout, whole):
+                if self.layout.stored < self.layout.allocated and block[::_SAMPLED_ROWS].max() >> self.layout.stored:
+                    doubtful.append(block.copy())
+                yield block
+            if doubtful and _uses_more(cast(Stored, np.concatenate(doubtful)), self.layout):
+                described = f"{self.layout.stored}, values up to {max(block.max() for block in doubtful)}"
+                raise self.header.error("has values of more bits than it says", "BitsStored", described)
 
 
 def _native(header: Header, layout: Layout, whole: bool) -> Iterator[Stored]:
@@ -196,19 +260,13 @@ def _native(header: Header, layout: Layout, whole: bool) -> Iterator[Stored]:
     row_bytes = layout.columns * word
     expected = layout.rows * row_bytes
     length, stream = header.pixel_length, header.stream
-    if length == UNDEFINED:
-        raise ImageError(
-            header.path, "declares uncompressed pixels without a length", tag="PixelData", value="undefined length"
-        )
     # A few bytes of padding are common. As much as a row or a column more means that Rows or Columns is wrong.
     if not expected <= length < expected + max(2, min(layout.rows, layout.columns) * word):
         described = f"{length} bytes, {expected} expected"
-        raise ImageError(header.path, "has pixel data that do not fit Rows x Columns", tag="PixelData", value=described)
+        raise header.error("has pixel data that do not fit Rows x Columns", "PixelData", described)
     if stream.size is not None and length > stream.size - stream.position:
         present = f"{length} bytes declared, {stream.size - stream.position} present"
-        raise ImageError(
-            header.path, "ends inside its pixel data", tag="PixelData", value=present, hint="Copy the file again."
-        )
+        raise header.error("ends inside its pixel data", "PixelData", present, "Copy the file again.")
     if header.pixel_vr == "OW" and word == 1 and not header.little_endian:  # two pixels a word, the second one first
         data = np.frombuffer(stream.read(length - length % 2, "the pixel data"), np.uint16).byteswap().view(np.uint8)
         yield data[:expected].reshape(layout.rows, layout.columns)
@@ -224,11 +282,6 @@ def _native(header: Header, layout: Layout, whole: bool) -> Iterator[Stored]:
 def _frame(header: Header, max_bytes: int) -> bytes:
     """The one encapsulated frame: the fragments after the offset table, joined (DICOM PS3.5, A.4)."""
 
-    def refuse(problem: str, value: object) -> ImageError:
-        return ImageError(header.path, problem, tag="PixelData", value=value)
-
-    if header.pixel_length != UNDEFINED:
-        raise refuse("declares compressed pixels, but does not encapsulate them", f"{header.pixel_length} bytes")
     fragments: list[bytes] = []
     offsets = total = 0
     for index in range(_MAX_FRAGMENTS):
@@ -237,41 +290,29 @@ def _frame(header: Header, max_bytes: int) -> bytes:
         if (group, number) == (0xFFFE, 0xE0DD):
             break
         if (group, number) != (0xFFFE, 0xE000) or length == UNDEFINED:
-            raise refuse("has malformed encapsulated pixels", f"({group:04X},{number:04X}) at fragment {index}")
+            raise header.error(
+                "has malformed encapsulated pixels", "PixelData", f"({group:04X},{number:04X}) at fragment {index}"
+            )
         total += length
         if total > max_bytes:
-            raise refuse("has more compressed bytes than its pixels could need", f"over {max_bytes} bytes")
+            raise header.error(
+                "has more compressed bytes than its pixels could need", "PixelData", f"over {max_bytes} bytes"
+            )
         if index == 0:
             offsets = length // 4
             header.stream.skip(length, "the offset table")
         elif length:
             fragments.append(header.stream.read(length, "the pixel data"))
     if not fragments:
-        raise refuse("has no pixel data", "no fragment")
+        raise header.error("has no pixel data", "PixelData", "no fragment")
     if offsets > 1 or (header.syntax == uid.RLELossless and len(fragments) > 1):
-        raise refuse("is not a single frame", f"{max(offsets, len(fragments))} frames")
+        raise header.error("is not a single frame", "PixelData", f"{max(offsets, len(fragments))} frames")
     return b"".join(fragments)
 
 
-def _decode(header: Header, layout: Layout, frame: bytes) -> Stored:
-    if header.syntax != uid.RLELossless:
-        found = _jpeg_2000_size(frame) if header.syntax in _JPEG_2000 else jpeg_size(frame)
-        if found is None:
-            raise ImageError(
-                header.path,
-                "has pixel data that are not what its transfer syntax says",
-                tag="PixelData",
-                value=frame[:4].hex(),
-            )
-        if found != (layout.rows, layout.columns, 1):
-            described = (
-                f"{layout.rows} x {layout.columns}, {found[0]} x {found[1]} in {found[2]} components in the frame"
-            )
-            raise ImageError(
-                header.path, "has a frame of another size than its header says", tag="Rows x Columns", value=described
-            )
-    options = {
-        "transfer_syntax_uid": header.syntax,
+def _decode(header: Header, layout: Layout, frame: bytes, syntax: uid.UID) -> Stored:
+    options: dict[str, Any] = {
+        "transfer_syntax_uid": syntax,
         "pixel_keyword": "PixelData",
         "pixel_vr": "OB",
         "number_of_frames": 1,
@@ -283,58 +324,28 @@ def _decode(header: Header, layout: Layout, frame: bytes) -> Stored:
         "bits_stored": layout.stored,
         "pixel_representation": int(layout.signed),
         "correct_unused_bits": False,  # the lookup table ignores them; two passes over the pixels are saved
+        "apply_j2k_sign_correction": False,  # and it extends the sign
+        "apply_jls_sign_correction": False,
     }
-    decoded = _first_success(header, encapsulate([frame], has_bot=False), options)
+    decoded = _first_success(header, encapsulate([frame], has_bot=False), syntax, options)
     if decoded.shape != (layout.rows, layout.columns) or decoded.dtype.itemsize != layout.allocated // 8:
         described = f"{decoded.dtype} {decoded.shape}"
-        raise ImageError(
-            header.path, "decodes to something else than its header says", tag="PixelData", value=described
-        )
+        raise header.error("decodes to something else than its header says", "PixelData", described)
     return cast(Stored, decoded.view(np.uint8 if layout.allocated == 8 else np.uint16))
 
 
-def _first_success(header: Header, source: bytes, options: dict[str, object]) -> NDArray[Any]:
-    decoder = get_decoder(header.syntax)
-    preferred = _BASELINE_PLUGINS if header.syntax == uid.JPEGBaseline8Bit else _PLUGINS
+def _first_success(header: Header, source: bytes, syntax: uid.UID, options: dict[str, Any]) -> NDArray[Any]:
+    decoder = get_decoder(syntax)
+    preferred = _BASELINE_PLUGINS if syntax == uid.JPEGBaseline8Bit else _PLUGINS
     plugins = [name for name in preferred if name in decoder.available_plugins]
     reasons = []
     for plugin in plugins:
         try:
-            decoded, _ = decoder.as_array(source, raw=True, decoding_plugin=plugin, **cast(Any, options))
+            decoded, _ = decoder.as_array(source, raw=True, decoding_plugin=plugin, **options)
         except Exception as error:  # noqa: BLE001 - the codecs raise what they like, down to plain Exception
             reasons.append(f"{plugin}: {' '.join(str(error).split())[:150]}")
         else:
             return decoded
     reason = "; ".join(reasons) or "no decoder is installed"
-    raise ImageError(
-        header.path,
-        f"does not decode ({reason})",
-        tag="TransferSyntaxUID",
-        value=header.syntax.name,
-        hint="" if plugins else "Install the codec: pip install 'vitdomains[lossless-jpeg]'.",
-    )
-
-
-def jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components of a JPEG or JPEG-LS frame header (ITU-T T.81, B.2.2; T.87, C.2.2), if any."""
-    at = 2
-    while frame[:2] == b"\xff\xd8" and at + 10 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-            continue
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
-            rows, columns, components = struct.unpack(">HHB", frame[at + 5 : at + 10])
-            return rows, columns, components
-        at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return None
-
-
-def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
-    """Rows, columns and components of a JPEG 2000 codestream, bare or in JP2 boxes (ITU-T T.800, A.5.1)."""
-    at = frame.find(b"\xff\x4f\xff\x51", 0, 1 << 16)
-    if at < 0 or at + 42 > len(frame):
-        return None
-    width, height, left, top = struct.unpack(">4L", frame[at + 8 : at + 24])
-    components = int.from_bytes(frame[at + 40 : at + 42], "big")
-    return height - top, width - left, components
+    hint = "" if plugins else "Install the codec: pip install 'vitdomains[lossless-jpeg]'."
+    raise header.error(f"does not decode ({reason})", "TransferSyntaxUID", syntax.name, hint)

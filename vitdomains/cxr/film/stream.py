@@ -1,4 +1,4 @@
-"""cxr room: bytes of a file that may lie about its lengths, plain or deflated.
+"""Bytes of a file whose lengths may be wrong, plain or deflated.
 
 Reading is forward-only and exact: fewer bytes than declared is an error at once, and deflated data are inflated only
 as far as they are asked for, up to a limit, so that a few hundred kilobytes cannot become a gigabyte in memory.
@@ -44,6 +44,17 @@ class Stream:
             self._truncated(within, count)
         return data
 
+    def peek(self, count: int) -> bytes:
+        """The next bytes, which are read again later, as far as there are so many; at the start of inflated data."""
+        try:
+            if self.size is None:
+                return cast(io.BufferedReader, self.source).peek(count)[:count]
+            data = self.source.read(count)
+            self.source.seek(-len(data), io.SEEK_CUR)
+        except zlib.error:
+            self._damaged()
+        return data
+
     def read_into(self, array: NDArray[Any], within: str) -> None:
         """Fill a contiguous array with the next bytes."""
         try:
@@ -69,13 +80,8 @@ class Stream:
         raise ImageError(self.path, "has a damaged deflate stream", tag="TransferSyntaxUID", value="deflated") from None
 
     def _truncated(self, within: str, count: int) -> NoReturn:
-        raise ImageError(
-            self.path,
-            f"ends inside {within}",
-            tag="length",
-            value=f"{count} bytes declared",
-            hint="Copy the file again.",
-        )
+        declared = f"{count} bytes declared"
+        raise ImageError(self.path, f"ends inside {within}", tag="length", value=declared, hint="Copy the file again.")
 
 
 class _Inflater(io.RawIOBase):
@@ -96,11 +102,9 @@ class _Inflater(io.RawIOBase):
             data = self._inflate.decompress(piece, len(buffer))
             self._total += len(data)
             if self._total > self._limit:
+                over = f"over {self._limit} bytes"
                 raise ImageError(
-                    self._path,
-                    "inflates to more than a film can hold",
-                    tag="TransferSyntaxUID",
-                    value=f"over {self._limit} bytes",
+                    self._path, "inflates to more than a film can hold", tag="TransferSyntaxUID", value=over
                 )
             if data:
                 buffer[: len(data)] = data

@@ -1,4 +1,4 @@
-"""Chest films, default data: the soft tissue of a phantom chest as maps of thickness along the beam.
+"""The soft tissue and the skeleton of a phantom chest as maps of thickness along the beam.
 
 Lengths are in centimetres. The body frame has its origin in the middle of the rib cage, x to the patient's left (the right
 of the image), y down. A structure at depth z (towards the sternum positive) shifts by ``Geometry.turn * z`` when
@@ -18,6 +18,12 @@ from vitdomains.cxr.phantoms.cohort import FilmSpec
 
 Map = NDArray[np.floating[Any]]
 """float32 [H, W]."""
+Tree = NDArray[np.float64]
+"""Vessels as segments [N, 5]: x0, y0, x1, y1, diameter; centimetres."""
+
+_FULL = 1.6  # vessel diameter that a canvas value of 255 stands for, cm
+_SHELL = 0.085  # cortical thickness of a rib, cm
+_SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
 
 
 @dataclass(frozen=True)
@@ -302,19 +308,8 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cells: int) -
     return np.asarray(cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC), dtype=np.float32)
 
 
-# --------------------
-# Chest films, default data: the pulmonary vessels, the bronchi beside them and the texture of the parenchyma.
-#
-# The trees branch by Murray's law (d^3 = d1^3 + d2^3; Murray 1926, PNAS 12:207) from the hila outwards.
-
-Tree = NDArray[np.float64]
-"""Segments [N, 5]: x0, y0, x1, y1, diameter; centimetres."""
-
-_FULL = 1.6  # diameter that a canvas value of 255 stands for, cm
-
-
 def grow_tree(g: Geometry, seed: int, upper: float = 0.72) -> Tree:
-    """The vessels of both lungs.
+    """The vessels of both lungs, which branch by Murray's law from the hila outwards (d^3 = d1^3 + d2^3; 1926, PNAS 12:207).
 
     Args:
         g: Anatomy; segments that leave the cage are dropped.
@@ -406,18 +401,6 @@ def add_vessels(scene: Scene, g: Geometry, tree: Tree, seed: int, congestion: fl
     scene.vessels = (vessels * np.minimum(scene.lung / 4.0, 1.0)).astype(np.float32)
 
 
-# --------------------
-# Chest films, default data: ribs, clavicles, scapulae, spine and humeri of a phantom chest.
-#
-# A rib is a ring around the cage's elliptic cross-section. Seen from the front, its posterior half runs as
-# ``y = y_n + D(asin u)`` and its anterior half as ``y = y_n + D(pi - asin u)``, u being the distance from the midline as a
-# share of the cage's half width, so that both halves meet at the lateral margin. Solving for n turns the whole set of ribs
-# into one map of phases: no rib is drawn on its own.
-
-_SHELL = 0.085  # cortical thickness of a rib, cm
-_SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
-
-
 def add_skeleton(scene: Scene, g: Geometry, seed: int) -> None:
     """Adds every bone to ``scene.bone``, as centimetres of cortical bone."""
     rng = np.random.default_rng(np.random.SeedSequence([seed, 12]))
@@ -450,6 +433,10 @@ def tube(distance: Map, radius: float, depth: float, shell: float, trabecular: f
 
 
 def _ribs(scene: Scene, g: Geometry, rng: np.random.Generator) -> Map:
+    # A rib is a ring around the cage's elliptic cross-section. Seen from the front, its posterior half runs as
+    # y = y_n + D(asin u) and its anterior half as y = y_n + D(pi - asin u), u being the distance from the midline as a
+    # share of the cage's half width, so that both halves meet at the lateral margin. Solving for n turns the whole set
+    # of ribs into one map of phases: no rib is drawn on its own.
     pitch = 0.095 * g.height
     steps = pitch * (1.0 + 0.05 * rng.standard_normal(14)) * np.linspace(0.9, 1.08, 14)
     levels = g.top - 0.035 * g.height + np.cumsum(steps)  # y of the spinal ends of ribs 1..14
@@ -459,9 +446,9 @@ def _ribs(scene: Scene, g: Geometry, rng: np.random.Generator) -> Map:
     sag = 0.42 * g.height * rng.normal(1.0, 0.06)
     # Beam and rib are nearly parallel at the lateral margin: the path through bone grows.
     grazing = np.minimum(1.0 / np.sqrt(1.0 - 0.85 * u * u), 2.0)
-    posterior = _rib_set(scene, levels, sag, lateral, scene.y, 0.58, (0.6, 11.6), g.trabecular)
+    posterior = _rib_set(scene, levels, sag, lateral, 0.58, 11.6, g.trabecular)
     posterior *= ramp((np.abs(scene.x + 6.0 * g.turn) - 1.6) / 1.0)
-    anterior = _rib_set(scene, levels, sag, np.pi - lateral, scene.y, 0.72, (0.6, 8.4), g.trabecular)
+    anterior = _rib_set(scene, levels, sag, np.pi - lateral, 0.72, 8.4, g.trabecular)
     end = 0.42 + 0.1 * np.sin(scene.y * 1.7)
     anterior *= 0.85 * ramp((u - end) / 0.08 + 0.5)
     inside = (scene.y > g.top - 0.8) & (np.abs(scene.x) < cage + 0.15)
@@ -469,21 +456,14 @@ def _ribs(scene: Scene, g: Geometry, rng: np.random.Generator) -> Map:
 
 
 def _rib_set(
-    scene: Scene,
-    levels: NDArray[np.float64],
-    sag: float,
-    angle: Map,
-    y: Map,
-    radius: float,
-    numbers: tuple[float, float],
-    trabecular: float,
+    scene: Scene, levels: NDArray[np.float64], sag: float, angle: Map, radius: float, most: float, trabecular: float
 ) -> Map:
     drop = sag * (0.5 - 0.5 * np.cos(angle)) ** 1.15 - 0.7 * np.sin(np.minimum(2.0 * angle, np.pi))
     # Upper ribs fall less than lower ones: two fixed-point steps solve for the rib that passes through the pixel.
     count = np.arange(1, len(levels) + 1)
-    start = y - drop * 0.9
+    start = scene.y - drop * 0.9
     number = np.interp(start, levels, count, left=0.0).astype(np.float32)
-    start = y - drop * (0.72 + 0.045 * np.minimum(number, 8.0))
+    start = scene.y - drop * (0.72 + 0.045 * np.minimum(number, 8.0))
     number = np.interp(start, levels, count, left=0.0, right=20.0).astype(np.float32)
     gy = np.gradient(number, axis=0) / scene.pixel
     gx = np.gradient(number, axis=1) / scene.pixel
@@ -491,7 +471,7 @@ def _rib_set(
     nearest = np.round(number)
     distance = (np.abs(number - nearest) / slope).astype(np.float32)
     rib = tube(distance, radius, 0.75, _SHELL, trabecular)
-    return np.where((nearest > numbers[0]) & (nearest < numbers[1]), rib, 0.0).astype(np.float32)
+    return np.where((nearest > 0.6) & (nearest < most), rib, 0.0).astype(np.float32)
 
 
 def _spine(scene: Scene, g: Geometry, rng: np.random.Generator) -> Map:

@@ -1,4 +1,4 @@
-"""Chest films, default data: who the phantom patients are and what each of their films shows.
+"""Who the phantom patients are and what each of their films shows.
 
 Everything is drawn from seeds, so a cohort is a function of (seed, number of films) alone.
 """

@@ -1,4 +1,4 @@
-"""Chest films, default data: what lies on or in a patient and is not anatomy: leads, tubes, lines, markers, nipples."""
+"""Leads, tubes, lines, pacemakers, side markers and nipples on a phantom film."""
 
 from __future__ import annotations
 

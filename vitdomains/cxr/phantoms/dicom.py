@@ -1,4 +1,4 @@
-"""Chest films, default data: writing a phantom film as a DICOM file of a CR or DX unit."""
+"""A phantom film as a DICOM file of a CR or DX unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""Chest films, default data: one phantom film from its specification, through all stages of the drawing."""
+"""One phantom film from its specification: scene, exposure, development.
+
+Beer-Lambert transmission at one effective energy, scatter as a wide Gaussian of the primary, detector blur, quantum and
+electronic noise, and the logarithm and contrast curve of a digital detector. Linear attenuation is mass attenuation times
+density, both of NIST (Hubbell and Seltzer, NISTIR 5632, tables 1 to 4; tissues of ICRU Report 44).
+"""
 
 from __future__ import annotations
 
@@ -23,13 +28,6 @@ from vitdomains.cxr.phantoms.anatomy import (
 from vitdomains.cxr.phantoms.cohort import FilmSpec
 from vitdomains.cxr.phantoms.devices import add_devices, marker
 from vitdomains.cxr.phantoms.findings import apply_findings, collapse_tree
-
-# --------------------
-# Chest films, default data: from thickness maps to a displayed film.
-#
-# Beer-Lambert transmission at one effective energy, scatter as a wide Gaussian of the primary, detector blur, quantum and
-# electronic noise, and the logarithm and contrast curve of a digital detector. Linear attenuation is mass attenuation times
-# density, both of NIST (Hubbell and Seltzer, NISTIR 5632, tables 1 to 4; tissues of ICRU Report 44).
 
 _DENSITY = {"soft": 1.06, "fat": 0.95, "bone": 1.92, "metal": 7.874}  # g/cm^3
 # cm^2/g at 50 and 60 keV: Tissue Soft, Adipose, Bone Cortical (ICRU-44), iron.

@@ -1,4 +1,4 @@
-"""Chest films, default data: the findings of a phantom chest and the masks of where they are.
+"""The findings of a phantom chest and the masks of where they are.
 
 Each finding changes the thickness maps of a scene as the disease changes the lung (fluid for air, air without lung, ...), and
 its mask is where it changed them by a visible amount.

@@ -1,4 +1,4 @@
-"""Chest films, default data: phantom films drawn with physics, as a folder of DICOM files with labels, boxes and masks.
+"""A data set of phantom films: a folder of DICOM files with labels, boxes and masks.
 
 They serve the demonstration, the tests and the checks of explanations; data_cards/phantoms.md says what they cannot show.
 """
@@ -25,6 +25,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import ManifestError
+from vitdomains.core.files import replace_folder
 from vitdomains.cxr.data.columns import age_band
 from vitdomains.cxr.phantoms.cohort import PHANTOM_FINDINGS, FilmSpec, assign_splits, draw_cohort
 from vitdomains.cxr.phantoms.dicom import write_dicom
@@ -87,7 +88,7 @@ def make_phantoms(
     try:
         _draw_all(partial, draw_cohort(n_films, seed), seed, size, workers, progress)
         (partial / _STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
-        _install(partial, root, stamp)
+        replace_folder(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root
@@ -203,21 +204,6 @@ def _write_tables(folder: Path, table: pd.DataFrame, boxes: list[Row]) -> None:
         writer = csv.DictWriter(stream, ["id", "finding", "x", "y", "w", "h"])
         writer.writeheader()
         writer.writerows(boxes)
-
-
-def _install(partial: Path, root: Path, stamp: Row) -> None:
-    """Renames the finished folder into place; an older one of ours, or an empty folder, makes room."""
-    old: Path | None = None
-    if root.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial-", dir=root.parent)) / "old"
-        root.rename(old)
-    try:
-        partial.rename(root)
-    except OSError:
-        if _read_stamp(root) != stamp:  # else another process has just finished the same folder
-            raise
-    if old is not None:
-        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 def _clear_abandoned(root: Path) -> None:

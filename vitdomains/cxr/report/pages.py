@@ -1,4 +1,4 @@
-"""cxr room: the report of a film on a page, as self-contained HTML and as PDF."""
+"""The report of a film as self-contained HTML and as PDF."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ th,td{padding:4px 8px;border-bottom:1px solid var(--line);text-align:left;vertic
 .notice{background:var(--note);color:var(--note-ink);padding:10px 14px;border-radius:6px}
 img{max-width:100%}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px}dt{color:var(--soft)}dd{margin:0}
 """
+_BURNED_IN = {"YES": "yes: the pictures may name the patient", "NO": "none"}
 _TITLE = "Chest film: what the model and the readers say"
 
 
@@ -32,6 +33,7 @@ def facts(report: FilmReport) -> list[tuple[str, str]]:
     rows = [(keyword, value) for keyword, value in report.patient.items()]
     rows += [("Film", f"sha256 {report.item}"), ("Image", size)]
     rows += [("View", " ".join(part for part in (film.view, film.laterality) if part) or "not given")]
+    rows += [("Orientation", film.turn.text), ("Burned-in text", _BURNED_IN.get(film.burned_in, "not said"))]
     rows += [("Model", f"{bundle.model.name}, bundle {bundle.id}"), ("Trained on", bundle.data_card or "not given")]
     rows += [("Thresholds", f"{bundle.threshold_rule or 'not given'}, on the validation split")]
     return [*rows, ("Written", report.created)]

@@ -1,4 +1,4 @@
-"""cxr room: one film, what the model says of it and what its readers said, gathered for a report (HTML, PDF, DICOM SR).
+"""The report of one film: what the model and its readers say of it, gathered and written as HTML, PDF or DICOM SR.
 
 No patient's data is copied unless it is asked for; a DICOM SR names the study by its UIDs, without which it would belong nowhere.
 """

@@ -1,4 +1,4 @@
-"""cxr room: the report of a film as a DICOM Structured Report that a PACS files beside the film.
+"""The report of a film as a DICOM Structured Report that a PACS files beside the film.
 
 Template TID 1500 (Measurement Report, PS3.16): one measurement group (TID 1501) for each finding with its probability and the
 call, and one planar region (TID 1410) for each place that a reader marked.
@@ -20,6 +20,7 @@ from pydicom.uid import UID
 from vitdomains.core.errors import ImageError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.review.store import Decision, Region
+from vitdomains.cxr.film.film import Film
 from vitdomains.cxr.report.content import CAUTION, FilmReport, FindingLine
 
 SCHEME = "99VITDOMAINS"
@@ -47,9 +48,14 @@ def write_sr(report: FilmReport, path: Path) -> Path:
     """Write the report as a Comprehensive SR.
 
     Raises:
-        ImageError: The film is no DICOM file, or of a class that SRs cannot refer to.
+        ImageError: The film is no DICOM file, of a class that SRs cannot refer to, or its identifiers are none.
     """
-    write_atomically(path, structured_report(report).save_as)
+    try:
+        document = structured_report(report)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:  # of highdicom and pydicom, by what they dislike
+        reason = type(error).__name__ if report.patient else " ".join(str(error).split())[:150]  # which may quote it
+        raise _refused(report, "SOPClassUID", report.references.get("SOPClassUID"), f" ({reason})") from error
+    write_atomically(path, document.save_as)
     return path
 
 
@@ -65,7 +71,7 @@ def structured_report(report: FilmReport) -> sr.ComprehensiveSR:
     )
     groups: list[Group] = [_finding(line, source, algorithm) for line in report.findings]
     for decision in report.decisions:
-        groups += [_region(decision, region, film) for region in decision.regions]
+        groups += [_region(decision, region, film, report.film) for region in decision.regions]
     observers = [_device(report)] + [
         sr.ObserverContext(codes.DCM.Person, sr.PersonObserverIdentifyingAttributes(name=_person(name)))
         for name in dict.fromkeys(d.reviewer for d in report.decisions)
@@ -76,23 +82,19 @@ def structured_report(report: FilmReport) -> sr.ComprehensiveSR:
         imaging_measurements=groups,
         title=codes.DCM.ImagingMeasurementReport,
     )
-    try:
-        document = sr.ComprehensiveSR(
-            evidence=[film],
-            content=content[0],
-            series_instance_uid=highdicom.UID(),
-            series_number=99,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer="vitdomains",
-            series_description="Research use only: model and reader findings",
-            device_serial_number=report.bundle.id,
-            software_versions=version("vitdomains"),
-            manufacturer_model_name=report.bundle.model.name[:64],
-        )
-    except KeyError as error:  # highdicom looks the film's class up in its tables
-        raise _refused(report, "SOPClassUID", report.references["SOPClassUID"]) from error
-    return document
+    return sr.ComprehensiveSR(
+        evidence=[film],
+        content=content[0],
+        series_instance_uid=highdicom.UID(),
+        series_number=99,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="vitdomains",
+        series_description="Research use only: model and reader findings",
+        device_serial_number=report.bundle.id,
+        software_versions=version("vitdomains"),
+        manufacturer_model_name=report.bundle.model.name[:64],
+    )
 
 
 def _evidence(report: FilmReport) -> Dataset:
@@ -103,7 +105,7 @@ def _evidence(report: FilmReport) -> Dataset:
     film = Dataset()
     for key, value in report.references.items():
         setattr(film, key, UID(value))
-    film.Rows, film.Columns = report.film.full_size
+    film.Rows, film.Columns = report.film.turn.stored_size(report.film.full_size)
     film.Modality = report.film.modality
     for keyword in ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
                     "AccessionNumber", "ReferringPhysicianName"):  # fmt: skip
@@ -113,9 +115,9 @@ def _evidence(report: FilmReport) -> Dataset:
     return film
 
 
-def _refused(report: FilmReport, tag: str, value: object) -> ImageError:
+def _refused(report: FilmReport, tag: str, value: object, reason: str = "") -> ImageError:
     return ImageError(
-        f"sha256 {report.item[:12]}", "cannot be referred to by a DICOM SR", tag=tag, value=value,
+        f"sha256 {report.item[:12]}", f"cannot be referred to by a DICOM SR{reason}", tag=tag, value=value,
         hint="Write .html or .pdf for films that are PNG or JPEG.",
     )  # fmt: skip
 
@@ -153,7 +155,9 @@ def _finding(
     )
 
 
-def _region(decision: Decision, region: Region, film: Dataset) -> sr.PlanarROIMeasurementsAndQualitativeEvaluations:
+def _region(
+    decision: Decision, region: Region, film: Dataset, shown: Film
+) -> sr.PlanarROIMeasurementsAndQualitativeEvaluations:
     # SCOORD counts from the corner of the first pixel (PS3.3, C.18.6.1.1); ours from its centre.
     x, y = region.x + 0.5, region.y + 0.5
     if region.kind == "point":
@@ -162,7 +166,7 @@ def _region(decision: Decision, region: Region, film: Dataset) -> sr.PlanarROIMe
         right, bottom = x + region.width, y + region.height
         points = np.array([[x, y], [right, y], [right, bottom], [x, bottom], [x, y]])
         shape = sr.GraphicTypeValues.POLYLINE
-    points = np.clip(points, 0, [film.Columns, film.Rows])
+    points = np.clip(shown.turn.stored_points(points, shown.full_size), 0, [film.Columns, film.Rows])
     image = sr.SourceImageForRegion(film.SOPClassUID, film.SOPInstanceUID)
     return sr.PlanarROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(
