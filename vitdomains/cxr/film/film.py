@@ -170,7 +170,6 @@ def _from_dicom(header: Header, window: WindowChoice, max_pixels: int, modalitie
         instance=header.text("SOPInstanceUID"),
         sop_class=header.text("SOPClassUID"),
         modality=header.text("Modality"),
-        sex=header.text("PatientSex").upper(),
         sex=sex(header.text("PatientSex")),
         age=None if math.isnan(age := years(header.text("PatientAge"))) else age,
         burned_in=header.text("BurnedInAnnotation").upper(),
