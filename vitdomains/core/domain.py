@@ -1,4 +1,4 @@
-"""A domain is one frozen value: what the shared commands need to know about chest films, tiles or anything else."""
+"""What the shared commands need to know of a domain, as one frozen value."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""What a model is asked: many findings at once, or one class of several.
+"""Multi-label and single-label tasks: loss, probabilities and validation metric.
 
-Between the batch and the loss. A task is a frozen value: it turns logits and targets into a loss and logits into
+A task is a frozen value: it turns logits and targets into a loss and logits into
 probabilities, and names the validation metric. Models return logits, always. Targets are float ``[B, K]`` with 1, 0 or
 NaN; NaN means unknown and counts nowhere.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -54,8 +55,8 @@ class MultiLabel:
         return np.asarray(0.5 * (1.0 + np.tanh(0.5 * scaled)))  # the sigmoid, in a form that cannot overflow
 
     def monitored(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Macro AUROC over the classes with both outcomes, for [N, K] targets and scores."""
-        return {"auroc": auroc(targets, scores)}
+        """Macro AUROC over the classes with both outcomes, for [N, K] targets and scores; NaN where a score is none."""
+        return {"auroc": auroc(targets, scores) if np.isfinite(scores).all() else math.nan}
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class SingleLabel:
         return np.asarray(e / e.sum(axis=1, keepdims=True))
 
     def monitored(self, targets: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-        """Top-1 accuracy of [N, K] scores against [N, K] one-hot targets."""
-        return {"accuracy": accuracy(targets, scores)}
+        """Top-1 accuracy of [N, K] scores against [N, K] one-hot targets; NaN where a score is none."""
+        return {"accuracy": accuracy(targets, scores) if np.isfinite(scores).all() else math.nan}
 
 
 Task = MultiLabel | SingleLabel

@@ -89,7 +89,8 @@ def plan_shards(plan: pd.DataFrame, out: Path, shard_size: int, context: dict[st
 
 def _refuse_another(out: Path, there: dict[str, Any], job: dict[str, Any]) -> None:
     old, new = ({**d.get("context", {}), **{k: v for k, v in d.items() if k != "context"}} for d in (there, job))
-    other = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    # As text, for a nodata value of NaN is itself.
+    other = [key for key in {**old, **new} if json.dumps(old.get(key)) != json.dumps(new.get(key))]
     if other:
         shown = "; ".join(f"{key}: {str(old.get(key))[:60]} there, {str(new.get(key))[:60]} now" for key in other)
         raise ManifestError(

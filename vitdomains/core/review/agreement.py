@@ -1,4 +1,4 @@
-"""Review room: what the readers of an item say together, and how far they agree beyond chance."""
+"""What the readers of an item say together, and how far they agree beyond chance."""
 
 from __future__ import annotations
 

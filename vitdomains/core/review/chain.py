@@ -1,4 +1,4 @@
-"""Review room: rows that can be added and never changed, in SQLite or PostgreSQL, and the check that nobody did.
+"""Hash chain of rows that can be added and never changed, in SQLite or PostgreSQL, and the check that nobody did.
 
 Every row carries the sha256 of its own content and of the row before, after the linked time-stamping of Haber and
 Stornetta 1991 (How to time-stamp a digital document, J. Cryptology 3, section 5.1). The databases refuse UPDATE and DELETE

@@ -1,4 +1,4 @@
-"""Review room: decisions on their way out, as a table for people and as a manifest for the next training."""
+"""Export of decisions: a table for people, a manifest for the next training."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import pandas as pd
 from vitdomains.core.data.manifest import Manifest, take
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.review.agreement import ABSENT, PRESENT, Rule, consensus, readings, resolved
+from vitdomains.core.review.agreement import ABSENT, PRESENT, UNSURE, Rule, consensus, readings, resolved
 from vitdomains.core.review.schema import ReviewError
 from vitdomains.core.review.store import ReviewStore, parse_answers
 
 SUBJECT = "label"
 """The subject of single-label decisions, whose answer is one of the classes."""
+REVIEWED = "reviewed"
+"""Column of a training manifest that says whether readers settled a record; left out where a class has that name."""
 _FREE_TEXT = ("note", "reviewer")
 
 
@@ -110,7 +112,8 @@ def training_manifest(
             f"None of the {len(base)} records was reviewed in this store.",
             hint="Give the folder or manifest that was reviewed.",
         )
-    table = base.table.assign(**{c: values[:, k] for k, c in enumerate(base.classes)}, reviewed=reviewed)
+    columns = {c: values[:, k] for k, c in enumerate(base.classes)}
+    table = base.table.assign(**({} if REVIEWED in columns else {REVIEWED: reviewed}), **columns)
     known = ~np.isnan(values).all(axis=1)
     return take(replace(base, table=table), known)
 
@@ -122,7 +125,7 @@ def _fill(row: np.ndarray, said: Mapping[str, str], classes: tuple[str, ...]) ->
         if value is not None:
             row[k] = {PRESENT: 1.0, ABSENT: 0.0}.get(value, np.nan)
     label = said.get(SUBJECT)
-    if label is None:
+    if label is None or (SUBJECT in classes and label in (PRESENT, ABSENT, UNSURE)):  # a finding may be called so
         return
     if label in classes:
         row[:] = 0.0

@@ -1,4 +1,4 @@
-"""Review room: what a reviewer says of an item, checked, and the tables in which it is kept.
+"""Decisions of reviewers, checked, and the tables of the store.
 
 The same schema serves SQLite and PostgreSQL: text, integers, doubles, no type that only one of them has.
 """

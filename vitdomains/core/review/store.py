@@ -1,4 +1,4 @@
-"""Review room: ReviewStore, where decisions of reviewers are kept so that none is lost and none is changed."""
+"""Store of reviewers' decisions in which none is lost and none is changed."""
 
 from __future__ import annotations
 
