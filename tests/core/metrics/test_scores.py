@@ -11,8 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics as sk
 
+from vitdomains.core.evaluation.evaluate import evaluate
 from vitdomains.core.metrics import scores
-from vitdomains.core.metrics.bootstrap import draw, grouped_bootstrap, interval
+from vitdomains.core.metrics.bootstrap import draw, estimate, interval, replicate
+
+
+def grouped_bootstrap(metric, y, s, groups, n=1000, seed=0):
+    """(value, low, high) of a metric, as reports make them."""
+    found = replicate(lambda w: {"metric": metric(y, s, weight=w)}, draw(groups, n, seed))
+    return tuple(estimate(metric(y, s), found.get("metric", np.empty(0))).values())
 
 
 @st.composite
@@ -37,16 +44,17 @@ def test_binary_metrics_equal_scikit_learn(sample):
     assert scores.auroc(y, s, weight=w) == pytest.approx(sk.roc_auc_score(y, s, sample_weight=w))
     assert scores.average_precision(y, s) == pytest.approx(sk.average_precision_score(y, s))
     assert scores.average_precision(y, s, weight=w) == pytest.approx(sk.average_precision_score(y, s, sample_weight=w))
-    assert scores.brier(y, s, weight=w) == pytest.approx(sk.brier_score_loss(y, s, sample_weight=w))
+    together = scores.binary_metrics(y > 0.5, s, w[:, None], threshold)
+    assert together["brier"] == pytest.approx(sk.brier_score_loss(y, s, sample_weight=w))
     for metric, label, score in (
-        (scores.sensitivity, 1, sk.recall_score),
-        (scores.specificity, 0, sk.recall_score),
-        (scores.ppv, 1, sk.precision_score),
-        (scores.npv, 0, sk.precision_score),
-        (scores.f1, 1, sk.f1_score),
+        ("sensitivity", 1, sk.recall_score),
+        ("specificity", 0, sk.recall_score),
+        ("ppv", 1, sk.precision_score),
+        ("npv", 0, sk.precision_score),
+        ("f1", 1, sk.f1_score),
     ):
         expected = score(y, called, pos_label=label, sample_weight=w, zero_division=np.nan)
-        assert metric(y, s, weight=w, threshold=threshold) == pytest.approx(expected, nan_ok=True)
+        assert together[metric] == pytest.approx(expected, nan_ok=True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,8 +64,8 @@ def test_all_metrics_at_once_equal_them_one_by_one(sample):
     weights = np.stack([np.ones_like(w), w], axis=1)
     together = scores.binary_metrics(y > 0.5, s, weights, 0.4)
     assert tuple(together) == scores.BINARY_METRICS
-    for name in scores.BINARY_METRICS:
-        options = {"threshold": 0.4} if name in ("sensitivity", "specificity", "ppv", "npv", "f1") else {}
+    for name in ("auroc", "average_precision", "f1", "ece"):
+        options = {"threshold": 0.4} if name == "f1" else {}
         alone = getattr(scores, name)(y, s, weight=weights, **options)
         np.testing.assert_allclose(together[name], alone, equal_nan=True)
 
@@ -104,10 +112,11 @@ def test_one_outcome_only_is_nan(label):
     assert scores.auroc(np.stack([y, both], 1), np.stack([s, s], 1)) == 1.0
 
 
-def test_thresholds_may_differ_by_class():
+def test_a_threshold_decides_what_is_called():
     y, s = np.array([[1.0, 1.0], [0.0, 0.0]]), np.array([[0.6, 0.3], [0.1, 0.1]])
-    assert scores.sensitivity(y, s, threshold=0.5) == 0.5
-    assert scores.sensitivity(y, s, threshold=(0.5, 0.2)) == 1.0
+    assert scores.f1(y, s, threshold=0.5) == 0.5 and scores.f1(y, s, threshold=0.2) == 1.0
+    found = evaluate(y, s, [0, 1], "ab", (0.5, 0.2), bootstrap=0)
+    assert found["macro"]["sensitivity"]["value"] == 1.0  # thresholds may differ by class
 
 
 def test_bad_shapes_and_two_classes_in_a_row_are_refused():

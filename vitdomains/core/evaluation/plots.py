@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from vitdomains.core.metrics.bootstrap import wilson
 from vitdomains.core.metrics.scores import Array, Mask, bin_indices, class_indices, top_label
 
 INK = "#1a1b1e"
@@ -152,11 +153,9 @@ def _reliability(axis: Axes, outcome: Array, s: Array) -> None:
     points = []
     for b in np.unique(bins):
         rows = bins == b
-        n, share = int(rows.sum()), float(outcome[rows].mean())
-        z2 = 1.96**2
-        centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-        half = 1.96 * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-        points.append((float(s[rows].mean()), share, centre - half, centre + half))
+        points.append(
+            (float(s[rows].mean()), float(outcome[rows].mean()), *wilson(int(outcome[rows].sum()), int(rows.sum())))
+        )
     x, observed, low, high = np.array(points).T
     axis.vlines(x, low, high, color=LINE, linewidth=0.9, alpha=0.5)
     axis.plot(x, observed, "o-", color=LINE, linewidth=1.1, markersize=3)

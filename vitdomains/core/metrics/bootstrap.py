@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vitdomains.core.metrics.scores import Array, Indices, Metric
+from vitdomains.core.metrics.scores import Array, Indices
 
 LEVEL = 0.95
 """Coverage of every interval."""
@@ -79,6 +79,16 @@ def interval(values: Array) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def wilson(positives: int, n: int) -> tuple[float, float]:
+    """95 % score interval of a share (Wilson 1927, Journal of the American Statistical Association 22, 209-212)."""
+    if n == 0:
+        return 0.0, 1.0
+    from scipy.stats import binomtest  # half a second to import
+
+    found = binomtest(positives, n).proportion_ci(LEVEL, method="wilson")
+    return float(found.low), float(found.high)
+
+
 def estimate(value: float, replicates: Array, *, centred: bool = False) -> dict[str, float]:
     """``{value, low, high}``; without a defined value there is no interval.
 
@@ -108,30 +118,3 @@ def replicate(statistics: Callable[[Array], Mapping[str, Array]], draws: Draws) 
     """
     parts = [statistics(w) for w in draws.weights()]
     return {name: np.concatenate([part[name] for part in parts], axis=-1) for name in (parts[0] if parts else {})}
-
-
-def grouped_bootstrap(
-    metric: Metric,
-    y_true: npt.ArrayLike,
-    y_score: npt.ArrayLike,
-    groups: npt.ArrayLike,
-    n: int = 1000,
-    seed: int = 0,
-    **options: Any,
-) -> tuple[float, float, float]:
-    """A metric with its 95 % percentile interval over groups: (value, low, high).
-
-    Args:
-        metric: One of the functions of ``vitdomains.core.metrics.scores``.
-        y_true: [N] or [N, K] labels; NaN is unknown.
-        y_score: The scores.
-        groups: [N] resampling units, e.g. patients.
-        n: Replicates.
-        seed: Of the draws.
-        options: For the metric, e.g. ``threshold``.
-    """
-    value = metric(y_true, y_score, **options)
-    draws = draw(groups, n, seed)
-    found = replicate(lambda w: {"metric": metric(y_true, y_score, weight=w, **options)}, draws)
-    result = estimate(value, found.get("metric", np.empty(0)))
-    return result["value"], result["low"], result["high"]

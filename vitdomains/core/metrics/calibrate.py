@@ -1,4 +1,4 @@
-"""From the validation split only: the temperature that makes scores probabilities, and each class's operating point.
+"""Temperature scaling and operating points, from the validation split alone.
 
 Nothing here may see the test split; both results live in the bundle.
 """

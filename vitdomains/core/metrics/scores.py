@@ -10,17 +10,11 @@ Scores are probabilities, 0..1; a row is called positive at ``y_score >= thresho
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 import numpy.typing as npt
-
-# --------------------
-# How metrics see their rows: labels of NaN left out, R sets of row weights at once, one column per class.
-#
-# ``binary`` and ``multiclass`` turn a kernel, which only ever meets known labels and a weight matrix [N, R], into a
-# public metric.
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -81,16 +75,11 @@ def binary(kernel: Callable[..., Array]) -> Metric:
         w, scalar = _columns(weight, len(y))
         if y.ndim == 1:
             y, s = y[:, None], s[:, None]
-        # Options given per class ([K]) are handed out one by one, others go to every class.
-        per_class = {
-            k: v for k, v in options.items() if isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, str)
-        }
         values = np.full((y.shape[1], w.shape[1]), np.nan)
         for k in range(y.shape[1]):
             rows = ~np.isnan(y[:, k])
             if rows.any():
-                own = options | {name: value[k] for name, value in per_class.items()}
-                values[k] = kernel(y[rows, k] > 0.5, s[rows, k], w if rows.all() else w[rows], **own)
+                values[k] = kernel(y[rows, k] > 0.5, s[rows, k], w if rows.all() else w[rows], **options)
         mean = mean_defined(values)
         return float(mean[0]) if scalar else mean
 
@@ -131,7 +120,7 @@ ECE_BINS = 15
 """Bins of the calibration error, as in Guo et al. 2017."""
 
 
-# ---- ranking: one sort serves every replicate ----
+# Ranking: one sort serves every replicate.
 
 
 def ranking(y: Mask, s: Array, w: Array) -> tuple[Array, Array]:
@@ -180,7 +169,7 @@ def average_precision(y: Mask, s: Array, w: Array) -> Array:
     return ranking(y, s, w)[1]
 
 
-# ---- at a threshold ----
+# At a threshold.
 
 
 def decision_metrics(tp: Array, fp: Array, fn: Array, tn: Array) -> dict[str, Array]:
@@ -205,36 +194,12 @@ def _decided(y: Mask, s: Array, threshold: float) -> Array:
 
 
 @binary
-def sensitivity(y: Mask, s: Array, w: Array, threshold: float = 0.5) -> Array:
-    """True-positive rate (recall) at ``threshold``."""
-    return decision_metrics(*(_decided(y, s, threshold) @ w))["sensitivity"]
-
-
-@binary
-def specificity(y: Mask, s: Array, w: Array, threshold: float = 0.5) -> Array:
-    """True-negative rate at ``threshold``."""
-    return decision_metrics(*(_decided(y, s, threshold) @ w))["specificity"]
-
-
-@binary
-def ppv(y: Mask, s: Array, w: Array, threshold: float = 0.5) -> Array:
-    """Positive predictive value (precision) at ``threshold``; NaN without a positive call."""
-    return decision_metrics(*(_decided(y, s, threshold) @ w))["ppv"]
-
-
-@binary
-def npv(y: Mask, s: Array, w: Array, threshold: float = 0.5) -> Array:
-    """Negative predictive value at ``threshold``; NaN without a negative call."""
-    return decision_metrics(*(_decided(y, s, threshold) @ w))["npv"]
-
-
-@binary
 def f1(y: Mask, s: Array, w: Array, threshold: float = 0.5) -> Array:
     """Harmonic mean of PPV and sensitivity at ``threshold``; NaN without positives."""
     return decision_metrics(*(_decided(y, s, threshold) @ w))["f1"]
 
 
-# ---- calibration ----
+# Calibration.
 
 Binning = Literal["mass", "width"]
 
@@ -257,12 +222,6 @@ def _bin_gaps(y: Array, s: Array, bins: int, binning: Binning) -> Array:
     gaps = np.zeros((bins, len(s)))
     gaps[bin_indices(s, bins, binning), np.arange(len(s))] = s - y
     return gaps
-
-
-@binary
-def brier(y: Mask, s: Array, w: Array) -> Array:
-    """Mean squared difference of probability and outcome, 0..1 (Brier 1950)."""
-    return ratio((s - y) ** 2 @ w, w.sum(axis=0))
 
 
 @binary
@@ -295,7 +254,7 @@ def binary_metrics(y: Mask, s: Array, w: Array, threshold: float) -> dict[str, A
     }
 
 
-# ---- single-label tasks ----
+# Single-label tasks.
 
 
 def confusion(truth: Indices, predicted: Indices, classes: int, w: Array) -> Array:
