@@ -341,12 +341,15 @@ def train(
     return load(outcome.bundle.path, domain=where) if outcome.bundle else None
 
 
-def evaluate(model: Model | str | Path, *, split: str = "test", **overrides: Any) -> Evaluation:
+def evaluate(
+    model: Model | str | Path, *, split: str = "", class_map: Mapping[str, str] | None = None, **overrides: Any
+) -> Evaluation:
     """Measure a model on labelled data; nothing is written.
 
     Args:
         model: From ``load`` or ``train``, or a bundle's folder.
-        split: train, val, test or all.
+        split: train, val, test or all; empty: test of the data that the model was made from, all images of other data.
+        class_map: What labels of other data mean, theirs -> ours; ``A|B`` where theirs is coarser.
         **overrides: Keys of ``data`` and ``run``, dotted: ``**{"data.root": "/other/hospital"}``; the default is the data that
             the model was trained on.
 
@@ -363,8 +366,8 @@ def evaluate(model: Model | str | Path, *, split: str = "test", **overrides: Any
         model.domain, replace(base, run=replace(base.run, dir=str(model.bundle.path.parent))), overrides
     )
     with shown_progress() as on_progress:
-        report, predictions, _ = pipeline.assess(model.domain, model.bundle, config.data, split, config, on_progress)
-    return Evaluation(report, predictions, split)
+        measured = pipeline.evaluate(model.domain, model.bundle, config, split, class_map, on_progress)
+    return Evaluation(measured.report, measured.predictions, measured.rows.split)
 
 
 def read_film(path: str | Path, **options: Any) -> Film:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitdomains.core.bundle import read_header
 from vitdomains.core.errors import BundleError
 
 
@@ -48,14 +48,8 @@ def read_bundle_info(
     Raises:
         BundleError: It is not there, cannot be read, or belongs to another domain.
     """
-    file = bundle / "bundle.json"
-    if not file.is_file():
-        raise BundleError(
-            f"{bundle} is not a bundle: it has no bundle.json.",
-            hint="Give the folder that train wrote, e.g. runs/demo/bundle.",
-        )
+    raw = read_header(bundle)
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
         info = BundleInfo(
             path=bundle,
             id=raw["id"],
@@ -69,7 +63,9 @@ def read_bundle_info(
             sensor=str(raw["preprocess"].get("sensor") or ""),
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{file} cannot be read: {error}.", hint="Write the bundle again with train.") from error
+        raise BundleError(
+            f"{bundle / 'bundle.json'} cannot be read: {error}.", hint="Write the bundle again with train."
+        ) from error
     domains = (domain,) if isinstance(domain, str) else domain
     if info.domain not in domains or info.task_kind not in kinds:
         wanted = " or ".join(kind.replace("label", "-label") for kind in kinds)

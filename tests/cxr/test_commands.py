@@ -46,8 +46,8 @@ def test_the_main_job_leaves_a_bundle(trained: Path) -> None:
     bundle = read_bundle(trained / "run" / "bundle")
     assert bundle.domain == "cxr" and bundle.data_card == "phantoms"
     report = json.loads((bundle.path / "report" / "report.json").read_text())
-    assert {"shuffled", "metadata", "thumbnail"} <= set(report["floors"])
-    assert {"age", "width", "height", "view"} <= set(report["floors"]["metadata"]["note"].split(";")[0].split(", "))
+    assert {"shuffled", "metadata", "thumbnail"} <= set(report["baselines"])
+    assert {"age", "width", "height", "view"} <= set(report["baselines"]["metadata"]["note"].split(";")[0].split(", "))
     assert "Not a medical device" in (bundle.path / "MODEL_CARD.md").read_text()
     assert "Not a medical device" in (bundle.path / "report" / "report.html").read_text()
 

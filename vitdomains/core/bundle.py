@@ -1,6 +1,6 @@
-"""The on-disk contract: a folder with weights, thresholds, preprocessing and their history, and nothing that runs.
+"""The bundle on disk: a folder with weights, thresholds, preprocessing and their history, and nothing that runs.
 
-What stands behind training. ``bundle.json`` describes the rest and carries the sha256 of every other file; a file whose
+``bundle.json`` describes the rest and carries the sha256 of every other file; a file whose
 hash differs is refused. The folder appears whole or not at all.
 """
 
@@ -12,17 +12,17 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from vitdomains.core.config.schema import Model
-from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import BundleError
 from vitdomains.core.files import file_sha256, is_inside, new_folder, write_text
-from vitdomains.core.models.build import build_model
-from vitdomains.core.models.weights import load_weights, save_weights
-from vitdomains.core.tasks import Kind, Task, build_task
+
+if TYPE_CHECKING:  # an app and a list of bundles read descriptions without PyTorch
+    from torch import Tensor, nn
+
+    from vitdomains.core.data.preprocess import PreprocessSpec
+    from vitdomains.core.tasks import Kind, Task
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -67,6 +67,8 @@ class Bundle:
     @property
     def task(self) -> Task:
         """The task, without its loss settings."""
+        from vitdomains.core.tasks import build_task
+
         return build_task(self.task_kind, self.classes)
 
 
@@ -83,6 +85,8 @@ def write_bundle(
     Returns:
         The bundle as it is on disk.
     """
+    from vitdomains.core.models.weights import save_weights
+
     with new_folder(bundle.path) as part:
         save_weights(part / WEIGHTS, weights)
         fill(part)
@@ -99,6 +103,32 @@ def update_bundle(bundle: Bundle, fill: Callable[[Path], object] = lambda folder
     return replace(written, path=bundle.path)
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """What ``bundle.json`` says, as it stands there; nothing else of the folder is looked at.
+
+    Raises:
+        BundleError: It is not there, is no description of a bundle, or was written by a newer version.
+    """
+    folder = Path(path)
+    file = folder / "bundle.json"
+    if not file.is_file():
+        raise BundleError(
+            f"{folder} is not a bundle: it has no bundle.json.",
+            hint="Give the folder that train wrote, e.g. runs/demo/bundle.",
+        )
+    try:
+        raw: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        version = raw["format_version"]
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise BundleError(f"{file} cannot be read: {error}.", hint="Write the bundle again with train.") from error
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {version}, this version reads {FORMAT_VERSION}.",
+            hint="Install the vitdomains version that wrote it.",
+        )
+    return raw
+
+
 def read_bundle(path: str | Path, *, verify: bool = True, domain: str = "") -> Bundle:
     """Read and check a bundle.
 
@@ -112,29 +142,11 @@ def read_bundle(path: str | Path, *, verify: bool = True, domain: str = "") -> B
             another domain.
     """
     folder = Path(path)
-    description = folder / "bundle.json"
-    if not description.is_file():
-        raise BundleError(
-            f"{folder} is not a bundle: it has no bundle.json.",
-            hint="Give the folder that train wrote, e.g. runs/demo/bundle.",
-        )
     try:
-        raw = json.loads(description.read_text(encoding="utf-8"))
-        version = raw.pop("format_version")
-    except (ValueError, KeyError, AttributeError) as error:
+        bundle = _from_json(folder, read_header(folder))
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise BundleError(
-            f"{description} cannot be read: {error}.", hint="Write the bundle again with train."
-        ) from error
-    if version != FORMAT_VERSION:
-        raise BundleError(
-            f"{folder} has bundle format {version}, this version reads {FORMAT_VERSION}.",
-            hint="Install the vitdomains version that wrote it.",
-        )
-    try:
-        bundle = _from_json(folder, raw)
-    except (TypeError, KeyError, ValueError) as error:
-        raise BundleError(
-            f"{description} does not describe a bundle: {error}.", hint="Write the bundle again with train."
+            f"{folder / 'bundle.json'} does not describe a bundle: {error}.", hint="Write the bundle again with train."
         ) from error
     if domain and bundle.domain != domain:
         raise BundleError(f"{path} is a bundle of {bundle.domain}.", hint=f"Use python -m vitdomains.{bundle.domain}.")
@@ -145,6 +157,9 @@ def read_bundle(path: str | Path, *, verify: bool = True, domain: str = "") -> B
 
 def load_model(bundle: Bundle) -> nn.Module:
     """The model of a bundle with its weights, in evaluation mode. No weights are looked up anywhere else."""
+    from vitdomains.core.models.build import build_model
+    from vitdomains.core.models.weights import load_weights
+
     model = build_model(
         replace(bundle.model, weights="", freeze="none"), len(bundle.classes), image_size=bundle.preprocess.height
     )
@@ -174,7 +189,10 @@ def _seal(bundle: Bundle) -> Bundle:
 
 
 def _from_json(folder: Path, raw: dict[str, Any]) -> Bundle:
-    raw.pop("id", None)
+    from vitdomains.core.data.preprocess import PreprocessSpec
+
+    for name in ("id", "format_version"):
+        raw.pop(name, None)
     raw["model"] = Model(**raw["model"])
     raw["preprocess"] = PreprocessSpec.from_dict(raw["preprocess"])
     for name in ("classes", "temperature", "thresholds"):

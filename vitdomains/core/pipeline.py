@@ -6,20 +6,20 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
 import logging
-import platform
 import shutil
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
-from vitdomains.core.bundle import Bundle, write_bundle
+from vitdomains.core.bundle import Bundle, update_bundle, write_bundle
+from vitdomains.core.config.parse import config_from_dict
 from vitdomains.core.config.schema import Config, Data
 from vitdomains.core.config.warnings import lint
 from vitdomains.core.data.augment import build_augment
@@ -38,10 +38,27 @@ from vitdomains.core.data.manifest import (
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.evaluation import card as cards
+from vitdomains.core.evaluation.card import model_card, provenance
 from vitdomains.core.evaluation.evaluate import summary
+from vitdomains.core.evaluation.external import ClassNames, class_names, home_figures, renamed_manifest
 from vitdomains.core.evaluation.report import write_report
-from vitdomains.core.evaluation.run import OnProgress, calibrated, floor_table, measure
+from vitdomains.core.evaluation.roles import (
+    OF_SPLIT,
+    PHRASES,
+    UNTOUCHED,
+    Rows,
+    baselines_on_record,
+    roles_of,
+    rows_of,
+    write_seen,
+)
+from vitdomains.core.evaluation.run import (
+    UNREADABLE_SHARE,
+    OnProgress,
+    calibrate_bundle,
+    evaluate_model,
+    model_baselines,
+)
 from vitdomains.core.explain.render import example_pictures
 from vitdomains.core.files import write_text
 from vitdomains.core.inference.predictor import Predictor
@@ -53,10 +70,6 @@ from vitdomains.core.training.loop import FitResult, fit
 from vitdomains.core.training.memory import training_memory
 
 logger = logging.getLogger(__name__)
-
-
-UNREADABLE_SHARE = 0.1
-"""Above this share of files that cannot be read, the folder or the reader is wrong, not the files."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +85,16 @@ class Outcome:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A report with the table of predictions behind it, explained examples (caption, PNG), and what the images are."""
+
+    report: dict[str, Any]
+    predictions: pd.DataFrame
+    pictures: list[tuple[str, bytes]]
+    rows: Rows
+
+
 def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase, done, total, text: None) -> Outcome:
     """Run the main job; the bundle is ``run.dir/bundle``.
 
@@ -82,9 +105,7 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
     torch.set_num_threads(config.run.threads or max(1, physical_cores() // config.run.devices))
     manifest = domain.build_manifest(config.data)
     spec = preprocess_spec(config, domain)
-    cache = None
-    if config.data.cache != "none":
-        cache = ImageCache(spec, cache_folder(config) if config.data.cache == "disk" else None)
+    cache = image_cache(config, spec)
     listed_in = None if helps_another() else run_dir
     manifest, skipped = drop_unreadable(domain, manifest, spec, cache, listed_in, on_progress)
     train_set = dataset(domain, subset(manifest, "train"), spec, cache, config, augmented=True)
@@ -113,33 +134,58 @@ def train(domain: Domain, config: Config, on_progress: OnProgress = lambda phase
         path=run_dir / "bundle", domain=domain.name, task_kind=kind, classes=manifest.classes,
         model=replace(portable_spec(config.model, model), image_size=spec.height), preprocess=spec, temperature=(1.0,),
         thresholds=(0.5,) * len(manifest.classes), threshold_rule="", metrics={}, data_card=manifest.name,
-        provenance=provenance(config, manifest, fitted, describe(model)), exports={}, files={},
+        provenance=_provenance(config, manifest, fitted, describe(model)), exports={}, files={},
     )  # fmt: skip
-    bundle = calibrated(bundle, model, domain, val_set, config, on_progress)
-    held_out = subset(manifest, "test")
-    if not len(held_out):
+    reader, threads = domain_reader(domain, spec), config.run.threads
+    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, threads=threads, model=model)
+    bundle = calibrate_bundle(predictor, val_set, config, on_progress)
+    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, threads=threads, model=model)
+    split = "test" if (manifest.table["split"] == "test").any() else "val"
+    if split == "val":
         logger.warning(
-            "There is no test split: the report is made on the validation split, which chose the thresholds."
+            "There is no test split: the report is made on the images that chose the thresholds, and says so."
         )
-        held_out = val_set.manifest
-    test_set = dataset(domain, held_out, spec, cache, config)
-    reader = domain_reader(domain, spec)
-    predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, model=model, threads=config.run.threads)
-    report, predictions = measure(predictor, test_set, config, on_progress)
-    report["floors"] = floor_table(train_set, test_set, predictions, kind, config)
-    pictures = _explained(predictor, test_set, predictions, on_progress)
-    bundle = replace(bundle, metrics=summary(report))
-    card = cards.model_card(bundle, domain, report)
+    images = dataset(domain, subset(manifest, split), spec, cache, config)
+    roles = np.full(len(images), OF_SPLIT[split], dtype=object)
+    names = class_names(bundle, bundle.classes)
+    measured = _measured(domain, predictor, images, roles, names, config, on_progress, split, train_set=train_set)
+    rows = measured.rows
 
     def fill(folder: Path) -> None:
-        title = f"{domain.title}: held-out test"
-        write_report(report, predictions, folder / "report", title=title, notice=domain.notice, pictures=pictures)
-        write_text(folder / "MODEL_CARD.md", card)
+        write_seen(manifest, folder)
+        _write(domain, measured, folder / rows.folder)
+        write_text(folder / "MODEL_CARD.md", model_card(bundle, domain.title, domain.notice, measured.report))
 
-    return Outcome(write_bundle(bundle, model.state_dict(), fill), report, fitted, tuple(skipped))
+    metrics = summary(measured.report) if rows.role == UNTOUCHED else {}
+    written = write_bundle(replace(bundle, metrics=metrics), model.state_dict(), fill)
+    return Outcome(written, measured.report, fitted, tuple(skipped))
 
 
-def rehearse(domain: Domain, config: Config) -> tuple[Manifest, dict[str, int]]:
+def _measured(
+    domain: Domain, predictor: Predictor, images: ImageDataset, roles: npt.NDArray[Any], names: ClassNames,
+    config: Config, on_progress: OnProgress, split: str, *, home: bool = True, train_set: ImageDataset | None = None,
+) -> Measured:  # fmt: skip
+    bundle = predictor.bundle
+    report, predictions, images = evaluate_model(predictor, images, roles, names, config, on_progress)
+    rows = rows_of(predictions["role"].tolist(), split, home=home, data=images.manifest.name)
+    report |= {"rows": rows.to_dict(), "names": {"renamed": dict(names.renamed), "notes": list(names.notes)}}
+    found = {} if train_set else baselines_on_record(bundle, predictions)
+    report["baselines"] = found or model_baselines(images, predictions, bundle.task_kind, config, train_set)
+    shown = dataset(domain, select_classes(images.manifest, bundle.classes), images.spec, images.cache, config)
+    pictures = example_pictures(
+        predictor, shown, predictions, lambda done, total: on_progress("explain", done, total, "pictures")
+    )
+    return Measured(report, predictions, pictures, rows)
+
+
+def _write(domain: Domain, measured: Measured, folder: Path) -> None:
+    title = f"{domain.title}: {measured.rows.title}"
+    facts = {"data": measured.rows.data, "split": measured.rows.split, "measured on": PHRASES[measured.rows.role]}
+    write_report(measured.report, measured.predictions, folder, title=title, notice=domain.notice, facts=facts,
+                 pictures=measured.pictures)  # fmt: skip
+
+
+def dry_run(domain: Domain, config: Config) -> tuple[Manifest, dict[str, int]]:
     """Check the data and estimate the memory of a training step in bytes, by what it is for; nothing is trained or written."""
     manifest = domain.build_manifest(config.data)
     spec = preprocess_spec(config, domain)
@@ -149,60 +195,91 @@ def rehearse(domain: Domain, config: Config) -> tuple[Manifest, dict[str, int]]:
     return manifest, training_memory(model, spec, config)
 
 
-def assess(
+def evaluate(
     domain: Domain,
     bundle: Bundle,
-    data: Data,
-    split: str,
     config: Config,
+    split: str = "",
+    class_map: Mapping[str, str] | None = None,
     on_progress: OnProgress = lambda phase, done, total, text: None,
-) -> tuple[dict[str, Any], pd.DataFrame, list[tuple[str, bytes]]]:
-    """Measure a bundle on any data of its domain: the report, the predictions behind it, and explained examples.
-
-    The floors of training stand in the report where the images are those that they were measured on.
+) -> Measured:
+    """Measure a bundle on any labelled data of its domain; nothing is written.
 
     Args:
-        data: Where the images are; classes are the bundle's, and those that this data does not label count nowhere.
-        split: ``train``, ``val``, ``test`` or ``all``.
-        config: Seed, bootstrap replicates and sub-groups.
+        domain: The bundle's.
+        bundle: On disk.
+        config: ``data``: where the images are, and which ``classes`` of the bundle to measure. ``run``:
+            seed, threads, bootstrap replicates and sub-groups.
+        split: ``train``, ``val``, ``test`` or ``all``; empty: test of the data that the bundle was made from, all of others.
+        class_map: Label of the data -> class of the bundle, or several joined by ``|`` where the label is coarser.
+        on_progress: Told of each batch.
 
     Raises:
-        ManifestError: The split is empty.
+        ConfigError: The map names what is not there.
+        ManifestError: The split is empty, data and bundle share no class, or a tenth of the images cannot be read.
     """
-    manifest = domain.build_manifest(replace(data, classes=list(bundle.classes)))
-    part = manifest if split == "all" else subset(manifest, split)
-    if not len(part):
+    manifest, roles, home = _labelled_images(domain, bundle, config.data)
+    asked = [] if config.data.classes == _trained_on(bundle).classes else config.data.classes
+    names = class_names(bundle, manifest.classes, class_map, asked)
+    manifest, known = renamed_manifest(manifest, names, bundle.task_kind)
+    roles = roles[known]
+    split = split or ("test" if home else "all")
+    chosen = np.ones(len(manifest), dtype=bool) if split == "all" else (manifest.table["split"] == split).to_numpy()
+    if not chosen.any():
         found = ", ".join(f"{name or 'unassigned'}: {n}" for name, n in manifest.table["split"].value_counts().items())
         raise ManifestError(f"The {split} split is empty ({found}).", hint="Choose another --split, or all.")
-    part = select_classes(part, bundle.classes)
     reader = domain_reader(domain, bundle.preprocess)
     predictor = Predictor(bundle, reader, batch_size=config.recipe.batch_size, threads=config.run.threads)
-    part, _ = drop_unreadable(
-        domain, part, bundle.preprocess, cache := ImageCache(bundle.preprocess), None, on_progress
-    )
-    images = dataset(domain, part, bundle.preprocess, cache, config)
-    report, predictions = measure(predictor, images, config, on_progress)
-    report["floors"] = _floors_on_record(bundle, predictions)
-    return report, predictions, _explained(predictor, images, predictions, on_progress)
+    images = dataset(domain, take(manifest, chosen), bundle.preprocess, None, config)
+    measured = _measured(domain, predictor, images, roles[chosen], names, config, on_progress, split, home=home)
+    if not home:
+        measured.report["home"] = home_figures(bundle, measured.report)
+    return measured
 
 
-def _explained(
-    predictor: Predictor, images: ImageDataset, predictions: pd.DataFrame, on_progress: OnProgress
-) -> list[tuple[str, bytes]]:
-    return example_pictures(
-        predictor, images, predictions, lambda done, total: on_progress("explain", done, total, "pictures")
-    )
+def write_evaluation(domain: Domain, bundle: Bundle, measured: Measured, out: Path | None = None) -> Path:
+    """Write a report into ``out``, or into the bundle by what training did with its images, and return its folder.
+
+    So none takes the place of the report on held-out images but one on held-out images of the same data set; the bundle's
+    metrics and its card follow that one alone.
+    """
+    if out is not None:
+        _write(domain, measured, out)
+        return out
+    held_out = measured.rows.folder == "report"
+
+    def fill(folder: Path) -> None:
+        _write(domain, measured, folder / measured.rows.folder)
+        if held_out:
+            write_text(folder / "MODEL_CARD.md", model_card(bundle, domain.title, domain.notice, measured.report))
+
+    update_bundle(bundle, fill, **({"metrics": summary(measured.report)} if held_out else {}))
+    return bundle.path / measured.rows.folder
 
 
-def _floors_on_record(bundle: Bundle, predictions: pd.DataFrame) -> dict[str, Any]:
-    """The floors in the bundle's report, where it is on the same images; floors are made from the training split."""
-    there = bundle.path / "report"
-    try:
-        measured = pd.read_csv(there / "predictions.csv", usecols=["id"], dtype=str)["id"]
-        floors: dict[str, Any] = json.loads((there / "report.json").read_text(encoding="utf-8")).get("floors", {})
-    except (OSError, ValueError):
-        return {}
-    return floors if sorted(measured) == sorted(predictions["id"].astype(str)) else {}
+def _labelled_images(domain: Domain, bundle: Bundle, data: Data) -> tuple[Manifest, npt.NDArray[Any], bool]:
+    """The data set of a configuration, the role of each image, and whether it is the one that the bundle was made from.
+
+    Its classes are the bundle's at home, where the splits have to come out as in training; of other data all that it labels.
+    """
+    trained = _trained_on(bundle)
+    if data.sources == trained.sources:
+        try:
+            manifest = domain.build_manifest(replace(data, classes=trained.classes))
+        except ManifestError:
+            if data.root == trained.root:
+                raise
+        else:
+            same = replace(data, cache=trained.cache, cache_dir=trained.cache_dir) == trained
+            roles, home = roles_of(bundle, manifest, same)
+            if home:
+                return manifest, roles, home
+    manifest = domain.build_manifest(replace(data, classes=[], min_positives=0))
+    return manifest, *roles_of(bundle, manifest)
+
+
+def _trained_on(bundle: Bundle) -> Data:
+    return config_from_dict(bundle.provenance["config"], check=False).data
 
 
 def open_run_folder(config: Config) -> Path:
@@ -227,9 +304,12 @@ def open_run_folder(config: Config) -> Path:
     return folder
 
 
-def cache_folder(config: Config) -> Path:
-    """Where decoded images and frozen tokens are kept."""
-    return Path(config.data.cache_dir or Path(config.run.dir) / "cache")
+def image_cache(config: Config, spec: PreprocessSpec) -> ImageCache | None:
+    """Where prepared images are kept: as ``data.cache`` says, on disk in ``data.cache_dir`` or the run folder."""
+    if config.data.cache == "none":
+        return None
+    folder = Path(config.data.cache_dir or Path(config.run.dir) / "cache")
+    return ImageCache(spec, folder if config.data.cache == "disk" else None)
 
 
 def preprocess_spec(config: Config, domain: Domain) -> PreprocessSpec:
@@ -297,28 +377,13 @@ def drop_unreadable(
     return take(manifest, ~manifest.table["id"].isin(bad).to_numpy()), skipped
 
 
-def provenance(config: Config, manifest: Manifest, fitted: FitResult, model: ModelInfo) -> dict[str, Any]:
+def _provenance(config: Config, manifest: Manifest, fitted: FitResult, model: ModelInfo) -> dict[str, Any]:
     """How the bundle came to be: versions, seed, configuration, data."""
     widths = manifest.table.get("width", pd.Series(dtype=float)).dropna()
-    packages = ("vitdomains", "torch", "timm", "transformers", "numpy", "pydicom", "albumentations", "lightning-fabric")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "packages": versions,
-        "seed": config.run.seed,
-        "weights": {"file": Path(model.weights).name, "sha256": model.sha256},
-        "parameters": {"trained": model.trainable, "total": model.total},
-        "config": asdict(config),
-        "manifest_sha256": manifest_hash(manifest),
-        "images": {name or "unassigned": int(n) for name, n in manifest.table["split"].value_counts().items()},
-        "groups": int(manifest.table["group"].nunique()),
-        "tile_pixels": int(widths.median()) if len(widths) else 0,
-        "best_epoch": fitted.best_epoch,
-        "best_validation": fitted.best,
-    }
+    images = {str(name) or "unassigned": int(n) for name, n in manifest.table["split"].value_counts().items()}
+    return provenance(
+        config, model.weights, model.sha256, model.trainable, model.total, images,
+        manifest_sha256=manifest_hash(manifest), groups=int(manifest.table["group"].nunique()),
+        tile_pixels=int(widths.median()) if len(widths) else 0,
+        best_epoch=fitted.best_epoch, best_validation=fitted.best,
+    )  # fmt: skip

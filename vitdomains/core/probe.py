@@ -157,8 +157,7 @@ def probe(
     model = build_model(replace(config.model, head="linear"), len(manifest.classes), image_size=spec.height)
     info = describe(model)
     device = lightning_fabric.Fabric(accelerator=config.run.accelerator, devices=1).device
-    folder = pipeline.cache_folder(config) if config.data.cache == "disk" else None
-    cache = None if config.data.cache == "none" else ImageCache(spec, folder)
+    cache = pipeline.image_cache(config, spec)
     manifest, _ = pipeline.drop_unreadable(domain, manifest, spec, cache, None, on_progress)
     parts = {split: _part(domain, manifest, split, spec, cache, config) for split in ("train", "val", "test")}
     headless(model)

@@ -1,4 +1,4 @@
-"""Floors: chance where there is nothing to learn, high where the metadata or the thumbnail gives the answer away."""
+"""Baselines: chance where there is nothing to learn, high where the metadata or the thumbnail gives the answer away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vitdomains.core.evaluation.baselines import floors, thumbnail
+from vitdomains.core.evaluation import baselines as module
+from vitdomains.core.evaluation.baselines import Sample, baselines, thumbnail
 from vitdomains.core.metrics import scores as metrics
 
 
@@ -30,15 +31,22 @@ def sample(n, seed):
     return y, pixels, meta
 
 
-def test_floors_find_what_is_there_and_no_more():
+def test_baselines_find_what_is_there_and_no_more(monkeypatch):
     y, pixels, meta = sample(300, 0)
     y_test, pixels_test, meta_test = sample(240, 1)
     meta_test.loc[0, "view"] = "LATERAL"  # a value that training never saw
     scores = np.clip(np.nan_to_num(y_test, nan=0.5) * 0.6 + np.random.default_rng(2).random(y_test.shape) * 0.4, 0, 1)
-    found = floors(
-        y, y_test, scores, np.arange(240) // 2, train_groups=np.arange(300) // 3,
-        train_thumbnails=pixels, test_thumbnails=pixels_test, train_meta=meta, test_meta=meta_test, bootstrap=200,
-    )  # fmt: skip
+    asked: list[int] = []
+
+    def small(rows):
+        asked.append(len(rows))
+        return pixels_test[rows].reshape(len(rows), -1)
+
+    test = Sample(y_test, np.arange(240) // 2, small, meta_test)
+    train = Sample(y, np.arange(300) // 3, pixels.reshape(300, -1).__getitem__, meta)
+    monkeypatch.setattr(module, "_CHUNK", 100)
+    found = baselines(test, scores, "multilabel", train, bootstrap=200)
+    assert asked == [100, 100, 40]  # never all of them at once
     assert list(found) == ["shuffled", "metadata", "thumbnail"]
     for cells in found.values():
         cell = cells["auroc"]
@@ -51,21 +59,37 @@ def test_floors_find_what_is_there_and_no_more():
     assert 0.56 < found["metadata"]["auroc"]["value"] < 0.68
     assert 0.56 < found["thumbnail"]["auroc"]["value"] < 0.70
     assert found["metadata"]["note"].startswith("age, view; fitted on 300 of 300")
-    again = floors(y, y_test, scores, np.arange(240) // 2, bootstrap=200)
+    again = baselines(Sample(y_test, np.arange(240) // 2), scores, bootstrap=200)
     assert again == {"shuffled": found["shuffled"]}
 
 
-def test_single_label_floors_are_accuracies():
+def test_without_a_training_split_they_are_cross_validated_by_group(monkeypatch):
+    y, pixels, meta = sample(240, 1)
+    y[:, 2] = np.nan
+    scores = np.nan_to_num(y, nan=0.5)
+    monkeypatch.setattr(module, "MAX_ROWS", 200)
+    groups = np.arange(240) // 2
+    found = baselines(Sample(y, groups, pixels.reshape(240, -1).__getitem__, meta), scores, bootstrap=50)
+    assert 0.6 < found["metadata"]["auroc"]["value"] < 0.8 and 0.5 < found["thumbnail"]["auroc"]["value"] < 0.95
+    assert "cross-validated by group on 200 of the 240 images" in found["metadata"]["note"]
+    assert found["metadata"]["margin"]["auroc"]["value"] == pytest.approx(1 - found["metadata"]["auroc"]["value"])
+    assert list(baselines(Sample(y, np.zeros(240), pixels.reshape(240, -1).__getitem__), scores, bootstrap=5)) == [
+        "shuffled"
+    ]
+
+
+def test_single_label_baselines_are_accuracies():
     rng = np.random.default_rng(3)
     truth, truth_test = rng.integers(0, 3, 150), rng.integers(0, 3, 120)
     pixels, pixels_test = rng.normal(size=(150, 64)), rng.normal(size=(120, 64))
     pixels[:, 0] += 3 * (truth == 1)
     pixels_test[:, 0] += 3 * (truth_test == 1)
     one_hot, one_hot_test = np.eye(4)[truth], np.eye(4)[truth_test]  # the fourth class has no case
-    found = floors(
-        one_hot, one_hot_test, 0.1 + 0.6 * one_hot_test, np.arange(120), "singlelabel",
-        train_thumbnails=pixels, test_thumbnails=pixels_test, bootstrap=100,
-    )  # fmt: skip
+    test, train = (
+        Sample(one_hot_test, np.arange(120), pixels_test.__getitem__),
+        Sample(one_hot, np.arange(150), pixels.__getitem__),
+    )
+    found = baselines(test, 0.1 + 0.6 * one_hot_test, "singlelabel", train, bootstrap=100)
     assert found["shuffled"]["accuracy"]["value"] == pytest.approx(1 / 3, abs=0.12)
     assert found["thumbnail"]["accuracy"]["value"] > 0.45
     assert set(found["thumbnail"]) == {"accuracy", "macro_f1", "margin", "note"}
@@ -75,10 +99,8 @@ def test_a_class_without_both_outcomes_and_constant_metadata_do_no_harm():
     y = np.zeros((40, 2))
     y[:20, 0] = 1
     pixels = np.random.default_rng(4).normal(size=(40, 9))
-    found = floors(
-        y, y, np.full((40, 2), 0.5), np.arange(40), train_thumbnails=pixels, test_thumbnails=pixels,
-        train_meta=pd.DataFrame({"view": ["PA"] * 40}), test_meta=pd.DataFrame({"view": ["PA"] * 40}), bootstrap=20,
-    )  # fmt: skip
+    images = Sample(y, np.arange(40), pixels.__getitem__, pd.DataFrame({"view": ["PA"] * 40}))
+    found = baselines(images, np.full((40, 2), 0.5), "multilabel", images, bootstrap=20)
     assert list(found) == ["shuffled", "thumbnail"]
     assert found["shuffled"]["auroc"]["value"] == 0.5
 

@@ -189,7 +189,7 @@ def read_page(path):
 def test_page_is_self_contained_and_escaped(multilabel, tmp_path):
     report, table, _, _ = multilabel
     cell = {"value": 0.5, "low": 0.4, "high": 0.6}
-    report = report | {"floors": {"shuffled": {"auroc": cell, "margin": {"auroc": cell}, "note": "<i>note</i>"}}}
+    report = report | {"baselines": {"shuffled": {"auroc": cell, "margin": {"auroc": cell}, "note": "<i>note</i>"}}}
     picture = plots.render(plots.forest([("a", cell)], "x"))[0]
     path = write_report(
         report, table, tmp_path / "report", title="A <script>", notice="Research use only, not a medical device.",
@@ -223,7 +223,7 @@ def test_files_are_valid_and_hold_no_patient(multilabel, tmp_path):
     assert loaded["classes"]["Effusion"]["auroc"] == report["classes"]["Effusion"]["auroc"]
     assert loaded["classes"]["Hernia"]["auroc"]["value"] is None
     rows = pd.read_csv(out / "predictions.csv")
-    assert list(rows.columns[:2]) == ["id", "split"]
+    assert rows.columns[0] == "id" and "group" not in rows
     assert f"score:{NASTY}" in rows
     assert rows["label:Effusion"].isna().sum() == np.isnan(y[:, 0]).sum()
     assert not any("patient-" in f.read_text(encoding="utf-8") for f in out.iterdir() if f.is_file())
@@ -254,16 +254,18 @@ def test_a_failure_leaves_the_earlier_report(multilabel, tmp_path, monkeypatch):
     assert [f.name for f in tmp_path.iterdir()] == ["report"]
 
 
-def test_terminal_table_shows_brackets_intervals_and_floors(multilabel, singlelabel):
+def test_terminal_table_shows_brackets_intervals_and_baselines(multilabel, singlelabel):
     cell = {"value": 0.51234, "low": 0.4, "high": 0.6}
     for report, words in (
-        (multilabel[0] | {"floors": {"thumbnail": {"auroc": cell}}}, [NASTY, "0.512 (0.400-0.600)", "n/a", "macro"]),
-        (singlelabel[0] | {"floors": {"thumbnail": {"accuracy": cell}}}, ["Forest", "0.512 (0.400-0.600)", "kappa"]),
+        (multilabel[0] | {"baselines": {"thumbnail": {"auroc": cell}}}, [NASTY, "0.512 (0.400-0.600)", "n/a", "macro"]),
+        (singlelabel[0] | {"baselines": {"thumbnail": {"accuracy": cell}}}, ["Forest", "0.512 (0.400-0.600)", "kappa"]),
     ):
         console = Console(width=200, file=io.StringIO())
         console.print(terminal_table(report, "Test [x]"))
         text = console.file.getvalue()
-        assert all(word in text for word in [*words, "Test [x]", "floor: thumbnail regression", "bootstrap replicates"])
+        assert all(
+            word in text for word in [*words, "Test [x]", "baseline: thumbnail regression", "bootstrap replicates"]
+        )
 
 
 def test_the_terminal_table_leaves_out_columns_rather_than_figures(multilabel):

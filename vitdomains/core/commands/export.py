@@ -15,7 +15,6 @@ from vitdomains.core.bundle import Bundle, read_bundle
 from vitdomains.core.config.parse import config_from_dict, parse_config, take_overrides
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.dataset import ImageDataset
-from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.manifest import select_classes, subset
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ExportError, ManifestError
@@ -63,7 +62,7 @@ def validation_images(domain: Domain, bundle: Bundle, config: Config, on_progres
             "There is no validation split to check the artefacts on.",
             hint="Say where the data is: --data.root FOLDER, and --data.val_fraction where it has no split of its own.",
         )
-    spec, cache = bundle.preprocess, ImageCache(bundle.preprocess)
+    spec, cache = bundle.preprocess, pipeline.image_cache(config, bundle.preprocess)
     part = select_classes(manifest, bundle.classes)
     part, _ = pipeline.drop_unreadable(domain, part, spec, cache, None, on_progress)
     return pipeline.dataset(domain, part, spec, cache, config)

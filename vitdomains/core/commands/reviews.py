@@ -1,4 +1,4 @@
-"""Review room: ``python -m vitdomains.DOMAIN reviews ...``, the store without an app."""
+"""The command ``reviews``: verify, export and compare the decisions in a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vitdomains.core.data.manifest import read_manifest, write_manifest
 from vitdomains.core.domain import Domain
 from vitdomains.core.files import file_sha256
 from vitdomains.core.review.agreement import agreement, disagreements, readings
-from vitdomains.core.review.export import export, training_manifest
+from vitdomains.core.review.export import REVIEWED, export, training_manifest
 from vitdomains.core.review.store import Head, ReviewStore
 from vitdomains.core.terminal import console, shown_progress
 
@@ -97,7 +97,8 @@ def _labels(store: ReviewStore, args: argparse.Namespace) -> None:
                 items[str(identity)] = file_sha256(Path(path))
             on_progress("hashing files", i + 1, len(base), "files")
     made = training_manifest(store, base, items, rule=args.rule, unreviewed=args.unreviewed)
-    console.print(f"{len(made)} records with labels, {int(made.table['reviewed'].sum())} reviewed: {args.out}")
+    count = "some" if REVIEWED in made.classes else str(int(made.table[REVIEWED].sum()))
+    console.print(f"{len(made)} records with labels, {count} reviewed: {args.out}")
     write_manifest(made, args.out)
 
 

@@ -45,7 +45,7 @@ def _dry_run(domain: Domain, config: Config) -> int:
     from vitdomains.core import pipeline
     from vitdomains.core.training.memory import free_memory, measured_memory
 
-    manifest, memory = pipeline.rehearse(domain, config)
+    manifest, memory = pipeline.dry_run(domain, config)
     counts = ", ".join(f"{n} {split or 'unassigned'}" for split, n in manifest.table["split"].value_counts().items())
     console.print(f"images: {counts}; classes: {', '.join(manifest.classes)}")
     estimate, mib = sum(memory.values()), 2**20
@@ -70,14 +70,16 @@ def _dry_run(domain: Domain, config: Config) -> int:
 
 
 def _summarise(domain: Domain, outcome: pipeline.Outcome, bundle: Bundle) -> None:
-    """Where things are, how good the model is beside its floors, and what to type next."""
+    """Where things are, how good the model is beside its baselines, and what to type next."""
     from vitdomains.core.evaluation.evaluate import headline
+    from vitdomains.core.evaluation.roles import PHRASES, Rows
 
     report = outcome.report
+    folder = bundle.path / Rows(**report["rows"]).folder
     name, value = headline(report)
-    console.print(f"\n{name} {_interval(value)} on held-out groups")
-    for floor, reached in report.get("floors", {}).items():
-        console.print(f"  floor, {floor:<10} {_interval(reached[name])}")
+    console.print(f"\n{name} {_interval(value)} on {PHRASES[report['rows']['role']]}")
+    for baseline, reached in report["baselines"].items():
+        console.print(f"  baseline, {baseline:<10} {_interval(reached[name])}")
     if outcome.fit:
         console.print(
             f"  best epoch {outcome.fit.best_epoch + 1}, {outcome.fit.images_per_second:.0f} images/s in training"
@@ -85,13 +87,13 @@ def _summarise(domain: Domain, outcome: pipeline.Outcome, bundle: Bundle) -> Non
     if outcome.skipped:
         console.print(f"  {len(outcome.skipped)} images could not be read: {bundle.path.parent / 'skipped.csv'}")
     console.print(f"\nbundle    {bundle.path}")
-    console.print(f"report    {bundle.path / 'report' / 'report.html'}")
-    console.print(f"pictures  {bundle.path / 'report' / 'plots'}")
+    console.print(f"report    {folder / 'report.html'}")
+    console.print(f"pictures  {folder / 'plots'}")
     console.print("\nnext:")
     for command in (
         f"predict {bundle.path} FILE_OR_FOLDER --out predictions.csv",
         f"explain {bundle.path} FILE --out overlay.png",
-        f"evaluate {bundle.path} --split val",
+        f"evaluate {bundle.path} --data.root OTHER_DATA",
     ):
         console.print(f"  python -m vitdomains.{domain.name} {command}", soft_wrap=True)
     if domain.notice:

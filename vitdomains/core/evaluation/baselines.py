@@ -1,14 +1,19 @@
-"""What can be reached without looking at the images properly: the floors that a model's score is read against.
+"""Trivial baselines that a model's score is read against: shuffled labels, metadata only, 32 x 32 thumbnails.
 
-- shuffled labels: the model's own scores against labels dealt out at random; what chance gives on this very split.
+- shuffled labels: the model's own scores against labels dealt out at random; what chance gives on these very images.
 - metadata only: a logistic regression on view, image size, age, sex: how far the circumstances of an image give the
 answer away.
 - thumbnail regression: a logistic regression on images of 32 x 32 pixels: how far brightness and coarse shape do.
+
+The regressions are fitted on the training split; on data of another place, where there is none, by cross-validation on the
+measured images themselves, whole groups at a time.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +30,7 @@ from vitdomains.core.data.preprocess import resize_array
 from vitdomains.core.metrics import scores as metrics
 from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.metrics.calibrate import Kind
-from vitdomains.core.metrics.scores import Array, Indices, Metric, class_indices
+from vitdomains.core.metrics.scores import Array, Indices, Mask, Metric, class_indices
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,8 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
 """Values of C tried for thumbnails (standardised pixels): a thousand collinear inputs want much shrinkage."""
 METADATA_STRENGTH = 1.0
 MAX_ROWS = 5000
-"""Training rows of a floor; more hardly move a model of this kind and take minutes."""
+"""Rows that a baseline is fitted on; more hardly move a model of this kind and take minutes."""
+_CHUNK = 2000
 _FOLDS = 3
 _MAX_CATEGORIES = 30
 
@@ -44,36 +50,68 @@ METRICS: dict[Kind, dict[str, Metric]] = {
 """What is reported of a simple model; the first chooses its strength."""
 
 
+Predict = Callable[[Array], Array]
+"""Inputs [M, D] -> probabilities [M, K]."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Images as a baseline sees them.
+
+    Attributes:
+        targets: [N, K] labels 1, 0 or NaN.
+        groups: [N] what the bootstrap draws and cross-validation keeps together.
+        thumbnails: Rows -> their small images [n, D], made when they are asked for; None: no such baseline.
+        metadata: N rows of what is known beside the image (view, width, height, age, sex); numbers are used as such, text of
+            few values one-hot; None or constant: no such baseline.
+    """
+
+    targets: Array
+    groups: npt.NDArray[Any]
+    thumbnails: Callable[[Indices], Array] | None = None
+    metadata: pd.DataFrame | None = None
+
+
 def logistic_scores(x: Array, y: Array, x_new: Array, kind: Kind, strength: float, *, max_iter: int = 300) -> Array:
     """Probabilities [M, K] of logistic regressions on x [N, D], y [N, K]; with one outcome only: its share."""
-    out = np.zeros((len(x_new), y.shape[1]))
+    return _fit(x, y, kind, strength, max_iter)(x_new)
+
+
+def _fit(x: Array, y: Array, kind: Kind, strength: float, max_iter: int = 300) -> Predict:
+    """Logistic regressions of y [N, K] on x [N, D]; with one outcome only its share, whatever the input."""
+
+    def fitted(rows: Mask, outcome: npt.NDArray[Any]) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=max_iter, tol=1e-3).fit(x[rows], outcome)
+
+    # Of each model: which columns of the scores it fills; of one that cannot be fitted, the constant.
+    models: list[tuple[list[int], LogisticRegression | float]] = []
     if kind == "singlelabel":
         truth = class_indices(y)
         rows = truth >= 0
-        if len(np.unique(truth[rows])) < 2:
-            out[:, truth[rows][:1]] = 1.0
-            return out
-        model = LogisticRegression(C=strength, max_iter=max_iter, tol=1e-3).fit(x[rows], truth[rows])
-        out[:, model.classes_] = model.predict_proba(x_new)
+        seen = np.unique(truth[rows]).tolist()
+        models.append((seen, fitted(rows, truth[rows]) if len(seen) > 1 else 1.0))
+    else:
+        for k in range(y.shape[1]):
+            rows = ~np.isnan(y[:, k])
+            outcome = y[rows, k] > 0.5
+            both = bool(outcome.any() and not outcome.all())
+            models.append(([k], fitted(rows, outcome) if both else float(outcome.mean()) if rows.any() else 0.5))
+
+    def predict(new: Array) -> Array:
+        out = np.zeros((len(new), y.shape[1]))
+        for columns, model in models:
+            out[:, columns] = model if isinstance(model, float) else model.predict_proba(new)[:, -len(columns) :]
         return out
-    for k in range(y.shape[1]):
-        rows = ~np.isnan(y[:, k])
-        outcome = y[rows, k] > 0.5
-        if not outcome.any() or outcome.all():
-            out[:, k] = float(outcome.mean()) if rows.any() else 0.5
-            continue
-        model = LogisticRegression(C=strength, max_iter=max_iter, tol=1e-3).fit(x[rows], outcome)
-        out[:, k] = model.predict_proba(x_new)[:, 1]
-    return out
+
+    return predict
 
 
 def _choose_strength(x: Array, y: Array, groups: npt.NDArray[Any], kind: Kind) -> float:
     """C with the best score in a grouped cross-validation within the training rows, over the pooled predictions."""
-    folds = min(_FOLDS, len(np.unique(groups)))
-    if folds < 2:
+    if len(np.unique(groups)) < 2:
         return STRENGTHS[1]
     lead = next(iter(METRICS[kind].values()))
-    parts = list(GroupKFold(folds).split(x, groups=groups))
+    parts = _folds(groups)
     merits = []
     for strength in STRENGTHS:
         scores = np.zeros(y.shape)
@@ -83,38 +121,47 @@ def _choose_strength(x: Array, y: Array, groups: npt.NDArray[Any], kind: Kind) -
     return STRENGTHS[int(np.argmax(np.nan_to_num(merits, nan=-1.0)))]
 
 
-def _thumbnail_scores(
-    x: npt.ArrayLike, y: Array, x_new: npt.ArrayLike, groups: npt.NDArray[Any], kind: Kind
-) -> tuple[Array, float]:
-    train, test = (np.asarray(part, dtype=np.float64).reshape(len(np.asarray(part)), -1) for part in (x, x_new))
-    scaler = StandardScaler().fit(train)
-    train, test = scaler.transform(train), scaler.transform(test)
-    if len(train) < train.shape[1]:
+def _thumbnail_model(x: Array, y: Array, groups: npt.NDArray[Any], kind: Kind) -> tuple[Predict, str]:
+    """From thumbnails [N, D]: what turns others into scores, and what was fitted."""
+    scaler = StandardScaler().fit(x)
+    columns = scaler.transform(x)
+    basis: Array | None = None
+    if len(x) < x.shape[1]:
         # An L2 penalty does not see rotations, and the rows span at most N directions: same model, fewer columns.
-        basis = np.linalg.svd(train, full_matrices=False)[2].T
-        train, test = train @ basis, test @ basis
-    strength = _choose_strength(train, y, groups, kind)
-    return logistic_scores(train, y, test, kind, strength), strength
+        basis = np.linalg.svd(columns, full_matrices=False)[2].T
+        columns = columns @ basis
+    strength = _choose_strength(columns, y, groups, kind)
+    predict = _fit(columns, y, kind, strength)
+
+    def scores(new: Array) -> Array:
+        scaled = scaler.transform(new)
+        return predict(scaled if basis is None else scaled @ basis)
+
+    return scores, f"C = {strength:g} by cross-validation"
 
 
-def _metadata_scores(meta: pd.DataFrame, y: Array, new: pd.DataFrame, kind: Kind) -> tuple[Array, list[str]] | None:
-    """Scores from the columns that vary and are numbers or have few values, with their names; None without such."""
+def _metadata_columns(meta: pd.DataFrame, new: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Columns that vary: those of numbers, and those of few values."""
     columns = [name for name in meta.columns if name in new.columns and meta[name].nunique(dropna=False) > 1]
     numeric = [name for name in columns if pd.api.types.is_numeric_dtype(meta[name]) and meta[name].notna().any()]
     named = [name for name in columns if name not in numeric and meta[name].nunique() <= _MAX_CATEGORIES]
-    if not numeric + named:
-        return None
+    return numeric, named
 
+
+def _metadata_model(
+    meta: pd.DataFrame, y: Array, kind: Kind, numeric: Sequence[str], named: Sequence[str]
+) -> Callable[[pd.DataFrame], Array]:
     def typed(frame: pd.DataFrame) -> pd.DataFrame:
         texts = {name: frame[name].astype("object").where(frame[name].notna(), "").astype(str) for name in named}
         return pd.DataFrame({name: frame[name].astype(float) for name in numeric} | texts)
 
+    impute = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     prepare = make_column_transformer(
-        (make_pipeline(SimpleImputer(strategy="median", add_indicator=True), StandardScaler()), numeric),
-        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), named),
+        (make_pipeline(impute, StandardScaler()), list(numeric)),
+        (OneHotEncoder(handle_unknown="ignore", sparse_output=False), list(named)),
     )
-    x, x_new = prepare.fit_transform(typed(meta)), prepare.transform(typed(new))
-    return logistic_scores(np.asarray(x), y, np.asarray(x_new), kind, METADATA_STRENGTH), numeric + named
+    predict = _fit(np.asarray(prepare.fit_transform(typed(meta))), y, kind, METADATA_STRENGTH)
+    return lambda new: predict(np.asarray(prepare.transform(typed(new))))
 
 
 def _shuffled_labels(y: Array, rng: np.random.Generator, kind: Kind) -> Array:
@@ -130,7 +177,7 @@ def _shuffled_labels(y: Array, rng: np.random.Generator, kind: Kind) -> Array:
     return out
 
 
-def _score(y: Array, s: Array, draws: Draws, kind: Kind) -> tuple[dict[str, float], dict[str, Array]]:
+def _score(y: Array, s: Array, draws: Draws, kind: Kind) -> Scored:
     """Macro metrics and their replicates [R]."""
     used = METRICS[kind]
     found = replicate(lambda w: {name: metric(y, s, weight=w) for name, metric in used.items()}, draws)
@@ -148,74 +195,93 @@ def _subset(groups: npt.NDArray[Any], rng: np.random.Generator) -> Indices:
     return np.flatnonzero(taken[index])
 
 
-def floors(
-    train_targets: npt.ArrayLike,
-    test_targets: npt.ArrayLike,
-    test_scores: npt.ArrayLike,
-    test_groups: npt.ArrayLike,
+def baselines(
+    test: Sample,
+    scores: npt.ArrayLike,
     kind: Kind = "multilabel",
+    train: Sample | None = None,
     *,
-    train_groups: npt.ArrayLike | None = None,
-    train_thumbnails: npt.ArrayLike | None = None,
-    test_thumbnails: npt.ArrayLike | None = None,
-    train_meta: pd.DataFrame | None = None,
-    test_meta: pd.DataFrame | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """Floors of a model, each measured on the test split as the model is.
+    """Trivial baselines, each measured on the images that the model is measured on.
 
     Args:
-        train_targets: [N, K] labels of the training split; 1, 0 or NaN.
-        test_targets: [M, K] labels of the test split.
-        test_scores: [M, K] the model's probabilities, for the shuffled floor and the margins.
-        test_groups: [M] what the bootstrap draws.
+        test: M images.
+        scores: [M, K] the model's probabilities, for the shuffled baseline and the margins.
         kind: The task's kind.
-        train_groups: [N] groups that cross-validation within the training split keeps together; rows, if absent.
-        train_thumbnails: [N, ...] small images (32 x 32), any scale; absent: no such floor.
-        test_thumbnails: [M, ...].
-        train_meta: N rows of what is known beside the image (view, width, height, age, sex); numbers are used as such,
-            text of few values one-hot; absent or constant: no such floor.
-        test_meta: M rows.
+        train: What the regressions are fitted on; None: on ``test`` itself, by cross-validation over groups.
         bootstrap: Replicates behind the intervals.
         seed: Of the shuffle, the draws and the choice of rows.
 
     Returns:
         ``shuffled``, ``metadata``, ``thumbnail`` (those that can be had) -> ``auroc`` and ``average_precision``
         (macro), or ``accuracy`` and ``macro_f1``, as ``{value, low, high}``; ``margin``: the same of model minus
-        floor, paired by replicate; ``note``: what was fitted.
+        baseline, paired by replicate; ``note``: what was fitted.
     """
-    y_train, y_test, s_test = (np.asarray(a, dtype=np.float64) for a in (train_targets, test_targets, test_scores))
+    y, s = np.asarray(test.targets, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     rng = np.random.default_rng(seed)
-    draws = draw(test_groups, bootstrap, seed)
-    groups = np.arange(len(y_train)) if train_groups is None else np.asarray(train_groups)
-    rows = _subset(groups, rng)
-    fitted = f"fitted on {len(rows):,} of {len(y_train):,} training images"
-    model_value, model_draws = _score(y_test, s_test, draws, kind)
-    out: dict[str, dict[str, Any]] = {}
-
-    def add(name: str, y: Array, s: Array, note: str) -> None:
-        value, spread = _score(y, s, draws, kind)
-        out[name] = {metric: estimate(value[metric], spread[metric]) for metric in value}
-        out[name]["margin"] = {
-            metric: estimate(model_value[metric] - value[metric], model_draws[metric] - spread[metric])
-            for metric in value
-        }
-        out[name]["note"] = note
-
-    add("shuffled", _shuffled_labels(y_test, rng, kind), s_test, "the model's scores against permuted labels")
-    if train_meta is not None and test_meta is not None:
-        meta = train_meta.reset_index(drop=True).iloc[rows]
-        found = _metadata_scores(meta, y_train[rows], test_meta.reset_index(drop=True), kind)
-        if found is None:
-            logger.info("no metadata floor: no column of %s varies", list(train_meta.columns))
+    draws = draw(test.groups, bootstrap, seed)
+    model = _score(y, s, draws, kind)
+    shuffled = _shuffled_labels(y, rng, kind)
+    out = {"shuffled": _against(model, _score(shuffled, s, draws, kind), "the model's scores against permuted labels")}
+    own = train or test
+    rows = _subset(np.asarray(own.groups), rng)
+    if train is None:
+        if len(np.unique(np.asarray(test.groups)[rows])) < _FOLDS:
+            return out
+        y, s, draws = y[rows], s[rows], draws.rows(rows)
+        model = _score(y, s, draws, kind)
+        note = f"cross-validated by group on {len(rows):,} of the {len(test.targets):,} images"
+    else:
+        note = f"fitted on {len(rows):,} of {len(train.targets):,} training images"
+    labels, groups = np.asarray(own.targets, dtype=np.float64)[rows], np.asarray(own.groups)[rows]
+    if own.metadata is not None and test.metadata is not None:
+        meta = own.metadata.reset_index(drop=True).iloc[rows]
+        numeric, named = _metadata_columns(meta, test.metadata)
+        if not numeric + named:
+            logger.info("no metadata baseline: no column of %s varies", list(meta.columns))
         else:
-            add("metadata", y_test, found[0], f"{', '.join(found[1])}; {fitted}")
-    if train_thumbnails is not None and test_thumbnails is not None:
-        pixels = np.asarray(train_thumbnails)[rows]
-        scores, strength = _thumbnail_scores(pixels, y_train[rows], test_thumbnails, groups[rows], kind)
-        add("thumbnail", y_test, scores, f"C = {strength:g} by cross-validation; {fitted}")
+            if train is None:
+                found = np.zeros(y.shape)
+                for fit, held_out in _folds(groups):
+                    predict = _metadata_model(meta.iloc[fit], labels[fit], kind, numeric, named)
+                    found[held_out] = predict(meta.iloc[held_out])
+            else:
+                found = _metadata_model(meta, labels, kind, numeric, named)(test.metadata)
+            text = f"{', '.join(numeric + named)}; {note}"
+            out["metadata"] = _against(model, _score(y, found, draws, kind), text)
+    if own.thumbnails is not None and test.thumbnails is not None:
+        pixels, found = np.asarray(own.thumbnails(rows), dtype=np.float64), np.zeros(y.shape)
+        if train is None:
+            strength = "C by cross-validation"
+            for fit, held_out in _folds(groups):
+                found[held_out] = _thumbnail_model(pixels[fit], labels[fit], groups[fit], kind)[0](pixels[held_out])
+        else:
+            regression, strength = _thumbnail_model(pixels, labels, groups, kind)
+            for at in range(0, len(y), _CHUNK):
+                chunk = np.arange(at, min(at + _CHUNK, len(y)))
+                found[chunk] = regression(np.asarray(test.thumbnails(chunk), dtype=np.float64))
+        out["thumbnail"] = _against(model, _score(y, found, draws, kind), f"{strength}; {note}")
     return out
+
+
+Scored = tuple[dict[str, float], dict[str, Array]]
+
+
+def _against(model: Scored, baseline: Scored, note: str) -> dict[str, Any]:
+    """A baseline's metrics, and how far the model is ahead of it, replicate by replicate."""
+    (reached, spread), (value, own) = model, baseline
+    return {
+        **{name: estimate(value[name], own[name]) for name in value},
+        "margin": {name: estimate(reached[name] - value[name], spread[name] - own[name]) for name in value},
+        "note": note,
+    }
+
+
+def _folds(groups: npt.NDArray[Any]) -> list[tuple[Indices, Indices]]:
+    """(rows to fit on, rows held out), no group on both sides."""
+    return list(GroupKFold(min(_FOLDS, len(np.unique(groups)))).split(groups, groups=groups))
 
 
 def thumbnail(image: npt.NDArray[Any], size: int = 32) -> npt.NDArray[np.float32]:

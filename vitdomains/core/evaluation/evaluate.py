@@ -7,7 +7,7 @@ tasks, ``overall.METRIC`` are ``{value, low, high}``, null where undefined.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,9 +115,9 @@ def _block(sample: _Sample, shown: Mask, averaged: Mask) -> Report:
 
 
 def _judgeable(y: Array, kind: Kind) -> Mask:
-    """Classes that averages are over, [K]: those with both outcomes, whatever the metric; all where labels are single."""
+    """Classes that averages are over, [K]: those with both outcomes, whatever the metric; of single labels those annotated."""
     if kind == "singlelabel":
-        return np.ones(y.shape[1], dtype=np.bool_)
+        return np.asarray(~np.isnan(y).all(axis=0), dtype=np.bool_)
     # A comparison with NaN is false, so an unknown label counts for neither outcome.
     return np.asarray((y > 0.5).any(axis=0) & (y <= 0.5).any(axis=0), dtype=np.bool_)
 
@@ -222,6 +222,7 @@ def evaluate(
     every = np.ones(len(classes), dtype=np.bool_)
     averaged = _judgeable(y, kind)
     report: Report = {"kind": kind, **_block(sample, every, averaged)}
+    report["not_annotated"] = [name for name, cells in report["classes"].items() if not cells["n"]]
     report["averaged_classes"] = [name for name, use in zip(classes, averaged, strict=True) if use]
     report["bootstrap"] = {"replicates": draws.replicates, "seed": seed, "level": LEVEL, "unit": "group"}
     if kind == "singlelabel":
@@ -237,33 +238,33 @@ def evaluate(
     return cleaned
 
 
-def headline(report: Report) -> tuple[str, dict[str, float | None]]:
+def headline(report: Mapping[str, Any]) -> tuple[str, dict[str, float | None]]:
     """The one number: macro AUROC, or overall accuracy of a single-label task, with its interval."""
     if report["kind"] == "singlelabel":
-        return "accuracy", report["overall"]["accuracy"]
-    return "auroc", report["macro"]["auroc"]
+        return "accuracy", dict(report["overall"]["accuracy"])
+    return "auroc", dict(report["macro"]["auroc"])
 
 
-def summary(report: Report) -> dict[str, dict[str, float | None]]:
+def summary(report: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
     """What a bundle and its card keep of a report: the macro averages and, of a single-label task, the overall metrics."""
     return {**report.get("overall", {}), **report["macro"]}
 
 
 def predictions_table(
-    ids: Sequence[str],
+    ids: Iterable[object],
     targets: npt.ArrayLike,
     scores: npt.ArrayLike,
     classes: Sequence[str],
     *,
     groups: npt.ArrayLike | None = None,
-    split: str = "test",
+    further: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
-    """One row an image: id, group, split, ``label:CLASS`` and ``score:CLASS`` columns; plots are made from it."""
+    """One row an image: id, group, further columns, ``label:CLASS`` and ``score:CLASS``; plots are made from it."""
     y, s = np.asarray(targets, dtype=np.float64), np.asarray(scores, dtype=np.float64)
-    columns: dict[str, Any] = {"id": list(ids)}
-    if groups is not None:
-        columns["group"] = np.asarray(groups)
-    columns["split"] = [split] * len(y)
+    columns: dict[str, Any] = {"id": list(ids)} | ({} if groups is None else {"group": np.asarray(groups)})
+    columns |= (
+        {} if further is None else {str(name): further[name].to_numpy() for name in further if name not in columns}
+    )
     columns |= {f"label:{name}": y[:, k] for k, name in enumerate(classes)}
     columns |= {f"score:{name}": s[:, k] for k, name in enumerate(classes)}
     if any(len(values) != len(y) for values in columns.values()) or s.shape != y.shape:

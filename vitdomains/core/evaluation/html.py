@@ -1,4 +1,4 @@
-"""The HTML of a report: one self-contained page, light or dark as the reader's system is, every text escaped."""
+"""HTML of reports: self-contained pages, light or dark as the reader's system is, every text escaped."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
+
+from vitdomains.core.evaluation.roles import PHRASES, UNTOUCHED
 
 Cell = Mapping[str, float | None]
 
@@ -33,7 +35,7 @@ OVERALL_NAMES = {
     "average_precision": "Macro AP",
     "macro_f1": "Macro F1",
 }
-FLOOR_NAMES = {
+BASELINE_NAMES = {
     "shuffled": "shuffled labels",
     "metadata": "metadata only",
     "thumbnail": "thumbnail regression",
@@ -107,12 +109,14 @@ def _cell(cell: Cell | None) -> str:
     return f"<td>{number(cell['value'])}{spread}</td>"
 
 
-def _table(head: Sequence[str], rows: Iterable[str]) -> str:
+def table(head: Sequence[str], rows: Iterable[str]) -> str:
+    """A table of rows of markup, from ``row``, under plain headings."""
     cells = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _row(name: str, cells: Iterable[str], strong: bool = False) -> str:
+def row(name: str, cells: Iterable[str], strong: bool = False) -> str:
+    """A row of a plain name and cells of markup."""
     kind = ' class="strong"' if strong else ""
     return f"<tr{kind}><td>{escape(name)}</td>{''.join(cells)}</tr>"
 
@@ -134,25 +138,25 @@ def _lead(report: Mapping[str, Any]) -> str:
     )
 
 
-def _floors(report: Mapping[str, Any]) -> str:
-    """The model between its floors: what is reached without looking at the images properly."""
-    floors: Mapping[str, Mapping[str, Any]] = report.get("floors") or {}
-    if not floors:
+def _baselines(report: Mapping[str, Any]) -> str:
+    """The model beside what is reached without looking at the images properly."""
+    found: Mapping[str, Mapping[str, Any]] = report.get("baselines") or {}
+    if not found:
         return ""
     single = report["kind"] == "singlelabel"
     metrics = ("accuracy", "macro_f1") if single else ("auroc", "average_precision")
     model = {**report["macro"], **report.get("overall", {}), "macro_f1": report["macro"].get("f1")}
-    rows = [_row("this model", [*(_cell(model.get(m)) for m in metrics), "<td></td>", "<td></td>"], strong=True)]
-    for name, cells in floors.items():
+    rows = [row("this model", [*(_cell(model.get(m)) for m in metrics), "<td></td>", "<td></td>"], strong=True)]
+    for name, cells in found.items():
         margin = (cells.get("margin") or {}).get(metrics[0])
         note = f'<td class="text">{escape(str(cells.get("note", "")))}</td>'
-        rows.append(_row(FLOOR_NAMES.get(name, name), [*(_cell(cells.get(m)) for m in metrics), _cell(margin), note]))
+        rows.append(row(BASELINE_NAMES.get(name, name), [*(_cell(cells.get(m)) for m in metrics), _cell(margin), note]))
     head = ["", *(OVERALL_NAMES[m] for m in metrics), f"Model ahead by ({OVERALL_NAMES[metrics[0]]})", ""]
     text = (
         "A model that does not clearly beat these has learned little from the images. "
         "Differences are paired by replicate."
     )
-    return f"<h2>Floors</h2><p>{text}</p>{_table(head, rows)}"
+    return f"<h2>Baselines</h2><p>{text}</p>{table(head, rows)}"
 
 
 def _classes(report: Mapping[str, Any]) -> str:
@@ -165,19 +169,23 @@ def _classes(report: Mapping[str, Any]) -> str:
     )
     rows = []
     for name, cells in report["classes"].items():
+        if not cells["n"]:
+            span = len(head) - 1
+            rows.append(row(name, [f'<td class="text" colspan="{span}"><small>not annotated here</small></td>']))
+            continue
         counts = [f"<td>{cells['n_positive']:,}</td>"]
         if not single:
             counts += [f"<td>{cells['n']:,}</td>", f"<td>{number(cells['threshold'])}</td>"]
-        rows.append(_row(name, [*counts, *(_cell(cells.get(m)) for m in columns)]))
+        rows.append(row(name, [*counts, *(_cell(cells.get(m)) for m in columns)]))
     blank = ["<td></td>"] * (1 if single else 3)
     for average in ("macro", "weighted"):
         cells = [*blank, *(_cell(report[average].get(m)) for m in columns)]
-        rows.append(_row(average, cells, strong=average == "macro"))
+        rows.append(row(average, cells, strong=average == "macro"))
     overall = ""
     if single:
-        lines = [_row(OVERALL_NAMES.get(m, m), [_cell(cell)]) for m, cell in report["overall"].items()]
-        overall = "<h2>Overall</h2>" + _table(["", "Value"], lines)
-    return f"{overall}<h2>By class</h2>{_table(head, rows)}"
+        lines = [row(OVERALL_NAMES.get(m, m), [_cell(cell)]) for m, cell in report["overall"].items()]
+        overall = "<h2>Overall</h2>" + table(["", "Value"], lines)
+    return f"{overall}<h2>By class</h2>{table(head, rows)}"
 
 
 def _subgroup(column: str, found: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -192,11 +200,11 @@ def _subgroup(column: str, found: Mapping[str, Any], report: Mapping[str, Any]) 
     for value, block in found["values"].items():
         if "suppressed" in block:
             why = f'<td>{block["n"]:,}</td><td class="text" colspan="{len(head) - 2}"><small>not shown: '
-            rows.append(_row(value, [why + escape(block["suppressed"]) + "</small></td>"]))
+            rows.append(row(value, [why + escape(block["suppressed"]) + "</small></td>"]))
             continue
         counts = [f"<td>{block['n']:,}</td>", f"<td>{block['groups']:,}</td>"]
         overall = [_cell(block["overall"]["accuracy"])] if single else []
-        rows.append(_row(value, [*counts, *overall, *(_cell(block["macro"][m]) for m in columns)]))
+        rows.append(row(value, [*counts, *overall, *(_cell(block["macro"][m]) for m in columns)]))
     used = found["averaged_classes"]
     text = f"Means over the {len(used)} of {len(report['classes'])} classes that every sub-group shown can judge."
     shown = {value: block for value, block in found["values"].items() if "suppressed" not in block}
@@ -209,9 +217,9 @@ def _subgroup(column: str, found: Mapping[str, Any], report: Mapping[str, Any]) 
                 entry = block["classes"][name]
                 why = f"<td><small>{escape(entry['suppressed'])}</small></td>" if "suppressed" in entry else ""
                 cells.append(why or _cell(entry.get(lead)))
-            lines.append(_row(name, cells))
-        detail = f"<details><summary>{columns[lead]} by class</summary>{_table(['Class', *shown], lines)}</details>"
-    return f'{heading}{_table(head, rows)}<p class="soft">{text}</p>{detail}'
+            lines.append(row(name, cells))
+        detail = f"<details><summary>{columns[lead]} by class</summary>{table(['Class', *shown], lines)}</details>"
+    return f'{heading}{table(head, rows)}<p class="soft">{text}</p>{detail}'
 
 
 def _method(report: Mapping[str, Any]) -> str:
@@ -227,12 +235,13 @@ def _method(report: Mapping[str, Any]) -> str:
         "n/a: not defined, for instance an AUROC with one outcome only. Images whose label is unknown are left out, "
         "class by class. Macro is the plain mean over the classes with both outcomes, weighted the mean by number of "
         "positives. ECE uses 15 bins of equally many images; noise adds to it, so it reads high in small samples. "
-        "Temperature and thresholds come from the validation split."
+        "Temperature and thresholds come from the validation split of training."
     )
     return f"<h2>How to read this</h2><p>{spread}</p><p>{rest}</p>"
 
 
-def _pictures(pictures: Sequence[tuple[str, bytes]]) -> str:
+def pictures_grid(pictures: Sequence[tuple[str, bytes]], heading: str = "Pictures") -> str:
+    """(caption, PNG) as figures under a heading; nothing without any."""
     if not pictures:
         return ""
     items = "".join(
@@ -240,7 +249,78 @@ def _pictures(pictures: Sequence[tuple[str, bytes]]) -> str:
         f"<figcaption>{escape(caption)}</figcaption></figure>"
         for caption, png in pictures
     )
-    return f'<h2>Pictures</h2><div class="grid">{items}</div>'
+    return f'<h2>{escape(heading)}</h2><div class="grid">{items}</div>'
+
+
+def _role(report: Mapping[str, Any]) -> str:
+    """What training did with these images, and what is to be said about their labels."""
+    rows = report.get("rows")
+    role = rows["role"] if rows else UNTOUCHED
+    warning = "" if role == UNTOUCHED else f'<p class="notice" role="note">Measured on {escape(PHRASES[role])}.</p>'
+    notes = "".join(f"<li>{escape(note)}</li>" for note in report.get("names", {}).get("notes", ()))
+    errors = report.get("errors", {"n": 0})
+    lost = f'<p class="soft">{errors["n"]:,} images have no scores and are left out: ' if errors["n"] else ""
+    lost += f"{escape('; '.join(errors['first']))}.</p>" if lost else ""
+    return warning + (f"<ul>{notes}</ul>" if notes else "") + lost
+
+
+def compared(report: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[tuple[Any, Any]]]]]:
+    """Figures here beside those at home: headings, and rows of a name and (here, at home) pairs of a share or a cell."""
+    home = report.get("home") or {}
+    if not home:
+        return [], []
+    single = report["kind"] == "singlelabel"
+    names = ("f1", "precision", "recall") if single else ("auroc", "sensitivity", "specificity", "ppv", "ece")
+    headings = ["Prevalence", *((MULTICLASS_COLUMNS if single else BINARY_COLUMNS)[n] for n in names)]
+    rows = []
+    for name, cells in report["classes"].items():
+        if cells["n"] and name in home["classes"]:
+            there = home["classes"][name]
+            pairs = [(cells.get(n), there.get(n)) for n in names]
+            rows.append((name, [(cells["n_positive"] / cells["n"], there["prevalence"]), *pairs]))
+    pairs = [(home["macro_here"].get(n), home["macro"].get(n)) for n in names]
+    rows.append((f"mean of {len(home['both'])} classes", [(None, None), *pairs]))
+    return headings, rows
+
+
+def _home(report: Mapping[str, Any]) -> str:
+    headings, rows = compared(report)
+    if not rows:
+        return ""
+    lines = []
+    for name, pairs in rows:
+        cells = []
+        for here, there in pairs:
+            for value in (here, there):
+                blank = "" if value is None else number(value) if isinstance(value, float) else None
+                cells.append(_cell(value) if blank is None else f"<td>{blank}</td>")
+        lines.append(row(name, cells, strong=name.startswith("mean of ")))
+    if report["kind"] == "singlelabel":
+        overall = report["home"]["overall"]
+        for m in ("accuracy", "kappa", "ece"):
+            rest = ["<td></td>"] * (2 * len(headings) - 2)
+            lines.append(row(OVERALL_NAMES[m], [_cell(report["overall"].get(m)), _cell(overall.get(m)), *rest]))
+    head = ["", *(f"{name} {where}" for name in headings for where in ("here", "at home"))]
+    home = report["home"]
+    text = (
+        f"At home: {home['n']:,} held-out images of {home['groups']:,} groups. Temperature and operating points are those of "
+        "home; where prevalence differs, PPV, NPV and calibration move with it though the model is the same."
+    )
+    return f"<h2>Here beside at home</h2><p>{text}</p>{table(head, lines)}"
+
+
+def document(title: str, body: str, *, notice: str = "", facts: Mapping[str, object] | None = None) -> str:
+    """A whole page that needs no other file: notice, heading, facts, then ``body``, which is trusted markup."""
+    warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
+    lines = "".join(
+        f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in (facts or {}).items()
+    )
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
+    )
+    main = f"{warning}<h1>{escape(title)}</h1>{f'<dl>{lines}</dl>' if lines else ''}{body}"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><main>{main}</main></body></html>\n'
 
 
 def page(
@@ -252,25 +332,17 @@ def page(
     facts: Mapping[str, object],
     pictures: Sequence[tuple[str, bytes]],
 ) -> str:
-    """The whole page; ``svgs`` are trusted markup by name of ``FIGURES``, all else is escaped."""
-    warning = f'<p class="notice" role="note">{escape(notice)}</p>' if notice else ""
-    lines = "".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+    """The page of a report; ``svgs`` are trusted markup by name of ``FIGURES``, all else is escaped."""
     groups = "".join(_subgroup(column, found, report) for column, found in report.get("subgroups", {}).items())
     body = [
-        warning,
-        f"<h1>{escape(title)}</h1>",
+        _role(report),
         _lead(report),
-        f"<dl>{lines}</dl>" if lines else "",
-        _floors(report),
+        _home(report),
+        _baselines(report),
         _classes(report),
         *(_figure(name, svgs[name]) for name in FIGURES if name in svgs),
         f"<h2>Sub-groups</h2>{groups}" if groups else "",
-        _pictures(pictures),
+        pictures_grid(pictures),
         _method(report),
     ]
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>"
-    )
-    main = "".join(body)
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body><main>{main}</main></body></html>\n'
+    return document(title, "".join(body), notice=notice, facts=facts)

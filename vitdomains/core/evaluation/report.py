@@ -1,4 +1,4 @@
-"""A report on its way out: report.json, report.html with its plots, predictions.csv, and a table for the terminal."""
+"""Write a report: report.json, report.html with its plots, predictions.csv, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from vitdomains.core.evaluation import plots
-from vitdomains.core.evaluation.html import BINARY_COLUMNS, FLOOR_NAMES, MULTICLASS_COLUMNS, cell_text, page
+from vitdomains.core.evaluation.html import (
+    BASELINE_NAMES,
+    BINARY_COLUMNS,
+    MULTICLASS_COLUMNS,
+    cell_text,
+    compared,
+    number,
+    page,
+)
 
 Report = Mapping[str, Any]
 
@@ -43,7 +51,7 @@ def finite(value: Any) -> Any:
 
 
 def terminal_table(report: Report, title: str = "", width: int = 200) -> Table:
-    """Classes, averages and floors, for a terminal of ``width`` characters; an undefined value reads ``n/a``.
+    """Classes, averages and baselines, for a terminal of ``width`` characters; an undefined value reads ``n/a``.
 
     The last columns are left out where there is no room for them.
     """
@@ -66,6 +74,9 @@ def terminal_table(report: Report, title: str = "", width: int = 200) -> Table:
         table.add_row(Text(name), count, *values, style=style)
 
     for name, cells in report["classes"].items():
+        if not cells["n"]:
+            table.add_row(Text(name), "not annotated here", style="dim")
+            continue
         count = f"{cells['n_positive']} of {cells['n']}" if report["kind"] == "multilabel" else str(cells["n_positive"])
         row(name, count, cells)
     table.add_section()
@@ -77,16 +88,34 @@ def terminal_table(report: Report, title: str = "", width: int = 200) -> Table:
             table.add_row(
                 Text(metric), "", cell_text(cell, interval=True), style="bold" if metric == "accuracy" else ""
             )
-    if report.get("floors"):
+    if report.get("baselines"):
         table.add_section()
-        for name, cells in report["floors"].items():
-            label = f"floor: {FLOOR_NAMES.get(name, name)}"
+        for name, cells in report["baselines"].items():
+            label = f"baseline: {BASELINE_NAMES.get(name, name)}"
             if report["kind"] == "multilabel":
                 row(label, "", cells, style="dim")
             else:
                 table.add_row(
                     Text(f"{label} (accuracy)"), "", cell_text(cells.get("accuracy"), interval=True), style="dim"
                 )
+    return table
+
+
+def home_table(report: Report) -> Table | None:
+    """Prevalence, discrimination, operating points and calibration here beside those at home; None without a home."""
+    headings, rows = compared(report)
+    if not rows:
+        return None
+    table = Table(title="here / at home", title_justify="left", pad_edge=False)
+    table.add_column("class", overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right")
+
+    def text(value: Any) -> str:
+        return ("" if value is None else number(value)) if not isinstance(value, Mapping) else cell_text(value)
+
+    for name, pairs in rows:
+        table.add_row(Text(name), *(f"{text(here)} / {text(there)}" for here, there in pairs))
     return table
 
 
@@ -148,7 +177,7 @@ def write_report(
     """Write report.json, report.html, plots/*.png and predictions.csv; a reader never meets half of a file.
 
     Args:
-        report: From ``evaluate``; ``floors`` and further keys that the caller adds are kept.
+        report: From ``evaluate``; ``baselines`` and further keys that the caller adds are kept.
         predictions: From ``predictions_table``, the rows behind the report.
         out_dir: The folder; other files in it are left alone.
         title: Heading of the page.

@@ -1,4 +1,4 @@
-"""cxr room: what a probability was worth on films that the model never saw: the bundle's own held-out predictions, consulted.
+"""How often held-out films with about the same score did have the finding, from the bundle's own report.
 
 A calibrated score of 0.7 is a promise about many films, not about one. So beside a score stands how often films with about
 that score did have the finding, with an interval that says how many films that rests on.
@@ -6,7 +6,6 @@ that score did have the finding, with an interval that says how many films that 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from vitdomains.core.errors import BundleError
+from vitdomains.core.evaluation.roles import read_report, untouched
+from vitdomains.core.metrics.bootstrap import wilson
 
 NEIGHBOURS = 60
 """Held-out films that a score is compared with, at most; a tenth of all where these are fewer, but not less than 20."""
 _LEAST = 20
-_Z = 1.959964  # 97.5 % point of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -86,32 +86,26 @@ class HeldOut:
         )
 
 
-def wilson(positives: int, n: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson 1927, Journal of the American Statistical Association 22, 209-212)."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = positives / n, _Z**2
-    middle = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def read_held_out(bundle: Path, classes: Sequence[str]) -> HeldOut:
     """The held-out predictions that lie in a bundle's folder; empty where it was written without a report.
+
+    Rows that training saw are left out, and the report with them.
 
     Raises:
         BundleError: The report is there and cannot be read.
     """
-    predictions, report = bundle / "report" / "predictions.csv", bundle / "report" / "report.json"
-    if not predictions.is_file() or not report.is_file():
+    folder = bundle / "report"
+    if not (folder / "predictions.csv").is_file() or not (folder / "report.json").is_file():
         return HeldOut({}, {}, {})
     try:
-        table = pd.read_csv(predictions)
-        content = json.loads(report.read_text(encoding="utf-8"))
+        table, content = pd.read_csv(folder / "predictions.csv"), read_report(folder)
     except (ValueError, OSError) as error:
         raise BundleError(
             f"The report in {bundle} cannot be read: {error}.", hint="Write it again with evaluate."
         ) from error
+    unseen = untouched(table)
+    if not unseen.all():
+        table, content = table[unseen], {}  # figures of images that training saw are no evidence
     scores, labels = {}, {}
     for name in classes:
         if {f"score:{name}", f"label:{name}"} <= set(table.columns):

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from html import escape
 from pathlib import Path
 
+from vitdomains.core.evaluation.html import document, pictures_grid, row, table
 from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.review.store import Decision, Region
 from vitdomains.cxr.report.content import CAUTION, FilmReport, FindingLine
 
-_STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--ink:#1a1b1e;--soft:#5d636b;--line:#dfe2e6;--note:#fff4d6;--note-ink:#5b4300}
-@media(prefers-color-scheme:dark){:root{--bg:#15171a;--ink:#e6e8eb;--soft:#9aa0a8;--line:#33373d;--note:#3a3013;--note-ink:#ffe3a0}}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:960px;margin:0 auto;padding:24px 20px}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:4px 8px;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-.soft,figcaption{color:var(--soft);font-size:13px}
-.notice{background:var(--note);color:var(--note-ink);padding:10px 14px;border-radius:6px}
-img{max-width:100%}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px}dt{color:var(--soft)}dd{margin:0}
-"""
 _BURNED_IN = {"YES": "yes: the pictures may name the patient", "NO": "none"}
 _TITLE = "Chest film: what the model and the readers say"
 
@@ -77,30 +66,18 @@ _HEADS = ("Finding", "Probability", "Threshold", "On held-out films", "Readers")
 
 def write_html(report: FilmReport, path: Path) -> Path:
     """One page without any other file; every text is escaped."""
-    heads = "".join(f"<th>{h}</th>" for h in _HEADS)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in _cells(line))}</tr>"
-        for line in sorted(report.findings, key=lambda f: -f.probability)
-    )
-    pictures = "".join(
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{base64.b64encode(image).decode()}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, image in report.pictures
-    )
-    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts(report))
+    lines = sorted(report.findings, key=lambda line: -line.probability)
+    rows = [
+        row(name, [f'<td class="text">{escape(cell)}</td>' for cell in cells]) for name, *cells in map(_cells, lines)
+    ]
     readings = (
         "".join(f"<p>{escape(statement(d))}</p>" for d in report.decisions) or "<p>No reader has decided yet.</p>"
     )
     body = (
-        f'<p class="notice" role="note">{escape(report.notice)}</p><h1>{_TITLE}</h1><dl>{lines}</dl>'
-        f"<h2>Findings</h2><table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-        f"<h2>Readers</h2>{readings}<h2>Heat maps</h2><p class='soft'>{escape(CAUTION)}</p>{pictures}"
+        f"<h2>Findings</h2>{table(_HEADS, rows)}<h2>Readers</h2>{readings}<p class='soft'>{escape(CAUTION)}</p>"
+        f"{pictures_grid(report.pictures, 'Heat maps')}"
     )
-    head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{_TITLE}</title>'
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><head>{head}<style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n',
-    )
+    write_text(path, document(_TITLE, body, notice=report.notice, facts=dict(facts(report))))
     return path
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.evaluation.evaluate import evaluate
+from vitdomains.core.evaluation.evaluate import evaluate, predictions_table
 from vitdomains.core.files import new_folder, write_text
 from vitdomains.core.geo.map.run import Means
 from vitdomains.core.geo.map.tiles_table import tile_table
@@ -349,8 +349,5 @@ def assess(
             "model_id": towers.id,
             "unreadable": int((~known).sum()),
         }
-        table = pd.DataFrame({"id": ids, "group": ids})
-        for k, c in enumerate(prompts.names):
-            table[f"label:{c}"], table[f"score:{c}"] = targets[known, k], scores[:, k]
-        tables[name] = table
+        tables[name] = predictions_table(ids, targets[known], scores, prompts.names, groups=ids)
     return reports, tables

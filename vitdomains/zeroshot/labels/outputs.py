@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.metadata
 import os
-import platform
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
@@ -24,6 +21,7 @@ from vitdomains.core.bundle import Bundle, write_bundle
 from vitdomains.core.config.schema import Config, Data, Run, Source
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_filtered
 from vitdomains.core.errors import ImageError
+from vitdomains.core.evaluation.card import model_card, provenance
 from vitdomains.core.files import as_file_name, temporary_sibling, write_atomically, write_text
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.models.image_tower import text_head
@@ -199,50 +197,21 @@ def write_label_bundle(
     config = Config(
         data=Data(sources=[Source(name="folders")], image_size=about.preprocess.height), run=Run(dir=str(path.parent))
     )
-    provenance = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")},
-        "seed": 0, "weights": {"file": towers.source, "sha256": towers.id}, "parameters": {"trained": 0, "total": total},
-        "config": asdict(config), "manifest_sha256": "", "images": {"labelled": tiles}, "groups": 0,
-        "head": made_by, "prompts": classifier.prompts.to_dict(),
-    }  # fmt: skip
+    history = provenance(
+        config,
+        towers.source,
+        towers.id,
+        0,
+        total,
+        {"labelled": tiles},
+        head=made_by,
+        prompts=classifier.prompts.to_dict(),
+    )
     bundle = Bundle(
         path=path, domain=DOMAIN_NAME, task_kind=classifier.task_kind, classes=classifier.prompts.names,
         model=towers.image.spec(), preprocess=about.preprocess, temperature=(classifier.temperature,),
-        thresholds=classifier.thresholds, threshold_rule=sample, metrics={}, data_card="", provenance=provenance,
+        thresholds=classifier.thresholds, threshold_rule=sample, metrics={}, data_card="", provenance=history,
         exports={}, files={},
     )  # fmt: skip
-    card = _card(bundle)
+    card = model_card(bundle, "zero-shot labels")
     return write_bundle(bundle, model.state_dict(), lambda folder: write_text(folder / "MODEL_CARD.md", card))
-
-
-def _card(bundle: Bundle) -> str:
-    history, spec = bundle.provenance, bundle.preprocess
-    prompts = history["prompts"]
-    lines = [
-        "# Model card: zero-shot labels",
-        "",
-        "## Model",
-        "",
-        f"- Image tower of `{history['weights']['file']}` (id {history['weights']['sha256']}), `{bundle.model.name}`",
-        f"- Last layer: {history['head']}, not trained on labelled images",
-        f"- Input: {spec.height} x {spec.width} px, {spec.resize}, {spec.resample}",
-        f"- Temperature {bundle.temperature[0]:.3f}; thresholds: {bundle.threshold_rule}",
-        f"- Made {history['created']}: {', '.join(f'{k} {v}' for k, v in history['packages'].items())}",
-        "",
-        "## Classes and what the model was asked",
-        "",
-    ]
-    for entry in prompts["classes"]:
-        lines += [f"- **{entry['name']}**" + (" (background)" if entry["background"] else "")]
-        lines += [f"    - {text}" for text in entry["prompts"]]
-    lines += [
-        "",
-        "## Limits",
-        "",
-        "- Not measured, unless bundle.json has metrics: run `evaluate` on labelled tiles of your own area.",
-        "- Probabilities of a model that was not calibrated are no frequencies.",
-        "- The licence of the checkpoint holds for this bundle; see data_cards/clip_weights.md.",
-        "",
-    ]
-    return "\n".join(lines)
