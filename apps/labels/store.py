@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from vitdomains.core.bundle import read_header
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.geo.map.tiles_table import probability_columns
@@ -90,7 +91,7 @@ def read_labels(folder: Path) -> Labels:
     prompts = read_prompts(folder / "prompts.json")
     try:
         run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        about = json.loads((folder / "bundle" / "bundle.json").read_text(encoding="utf-8"))
+        about = read_header(folder / "bundle")
         index = open_index(folder / run["index"])
         keys, items = _content(index, tiles)
         made_by = str(about["provenance"].get("head", FROM_TEXT))

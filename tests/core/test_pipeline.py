@@ -86,7 +86,8 @@ def test_every_phase_computes_in_the_threads_of_the_configuration(tmp_path: Path
     assert {"train", "calibrate", "test", "explain"} <= found.keys()
     assert {n for phase in ("train", "calibrate", "test", "explain") for n in found[phase]} == {3}
     found.clear()
-    pipeline.assess(toy.DOMAIN, bundle, config.data, "val", replace(config, run=replace(config.run, threads=2)), note)
+    two = replace(config, run=replace(config.run, threads=2))
+    pipeline.evaluate(toy.DOMAIN, bundle, two, "val", on_progress=note)
     assert {n for phase in ("test", "explain") for n in found[phase]} == {2}
 
 
@@ -100,7 +101,7 @@ def test_many_bands_at_a_size_that_is_no_multiple_of_32_reach_a_bundle(tmp_path:
         config, data=replace(config.data, image_size=40, mean=[0.4], std=[0.3]), model=replace(config.model, channels=6)
     )
     outcome = pipeline.train(domain, config)
-    assert "thumbnail" in outcome.report["floors"]
+    assert "thumbnail" in outcome.report["baselines"]
     shutil.rmtree(outcome.bundle.path)  # as after a stop between training and the bundle
     again = pipeline.train(domain, replace(config, run=replace(config.run, resume=True)))
     assert again.bundle.files["model.safetensors"] == outcome.bundle.files["model.safetensors"]

@@ -27,6 +27,7 @@ def test_names_are_matched_without_case_where_that_is_not_ambiguous() -> None:
     names = class_names(bundle(("Pleural_Thickening", "Mass", "mass")), ["pleural thickening", "Mass", "MASS"])
     assert names.renamed == {"pleural thickening": "Pleural_Thickening", "Mass": "Mass"}
     assert any("MASS" in note and "left out" in note for note in names.notes)
+    assert class_names(bundle(("Mass", "x")), ["mass", "Mass"]).renamed == {"Mass": "Mass"}
 
 
 def test_a_coarser_label_is_measured_against_the_classes_that_it_holds() -> None:

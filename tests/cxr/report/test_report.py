@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import cv2
 import highdicom
 import numpy as np
+import pandas as pd
 import pydicom
 import pytest
 
@@ -15,12 +17,13 @@ from tests.small_run import FINDINGS, SmallRun, small_run
 from vitdomains.core.errors import ImageError, VitDomainsError
 from vitdomains.core.files import file_sha256
 from vitdomains.core.inference.predictor import Predictor
+from vitdomains.core.metrics.bootstrap import wilson
 from vitdomains.core.review.store import Answer, Decision, Region, ReviewStore
 from vitdomains.cxr import DOMAIN, NOTICE
 from vitdomains.cxr.commands import report
 from vitdomains.cxr.film.film import read_image
 from vitdomains.cxr.report.content import FilmReport
-from vitdomains.cxr.report.neighbours import HeldOut, read_held_out, wilson
+from vitdomains.cxr.report.neighbours import HeldOut, read_held_out
 from vitdomains.cxr.report.report import make_report, write_report
 
 
@@ -174,3 +177,16 @@ def test_held_out_predictions_come_from_the_bundle(run: SmallRun, tmp_path: Path
     assert set(known.scores) == set(FINDINGS) and (np.diff(known.scores["Nodule"]) >= 0).all()
     assert "AUROC" in known.calibration("Nodule") and known.calibration("Hernia") == ""
     assert read_held_out(tmp_path, FINDINGS).scores == {}
+
+
+def test_films_that_training_saw_are_no_evidence(run: SmallRun, tmp_path: Path) -> None:
+    """Also of a bundle of 0.1, whose report may be that of its training split: its table says so by the splits alone."""
+    table = pd.read_csv(run.bundle / "report" / "predictions.csv")
+    folder = tmp_path / "report"
+    folder.mkdir()
+    shutil.copy(run.bundle / "report" / "report.json", folder)
+    for shown in (table.assign(role="fitted"), table.drop(columns="role").assign(split="train")):
+        shown.to_csv(folder / "predictions.csv", index=False)
+        known = read_held_out(tmp_path, FINDINGS)
+        assert not known.scores["Nodule"].size and known.evidence("Nodule", 0.5) is None
+        assert known.calibration("Nodule") == ""

@@ -47,7 +47,7 @@ class Data:
     classes: list[str] = field(default_factory=list)
     """Classes to learn, in this order; empty: all that the sources label with at least ``min_positives`` positives."""
     min_positives: int = 1
-    """Drop a class with fewer positives than this in the training split (only where ``classes`` is empty)."""
+    """Drop a class with fewer positives than this in the training split (only where ``classes`` is empty); 0: keep all."""
     max_lost: float = 0.5
     """Largest share of the images found that may be left out for want of a label, a path or a readable format, 0..1; more is an error."""
     task: Literal["", "singlelabel", "multilabel"] = ""

@@ -281,7 +281,7 @@ def build_manifest(
     m = domain.split(m, data)
     if not data.classes:
         rare = _without_rare(m, domain, data.min_positives)
-        m = _labelled(rare, single, f"of a class with fewer than {max(1, data.min_positives)} positives in training")
+        m = _labelled(rare, single, f"of a class with fewer than {data.min_positives} positives in training")
     validate(m, check_files=check_files, require_positives=require_positives and bool(data.classes))
     log_skipped(m, data.max_lost)
     return m
@@ -333,9 +333,8 @@ def _one_class_each(m: Manifest) -> Manifest:
 def _without_rare(m: Manifest, domain: DomainSources, least: int) -> Manifest:
     """The domain's candidates without those that have fewer than ``least`` positives in training."""
     m = select_classes(m, domain.candidates(m.classes))
-    if not domain.drop_rare:
+    if not domain.drop_rare or not least:  # evaluation asks for all that a data set labels
         return m
-    least = max(1, least)
     rows = classes_without_positives(m.table["split"].to_numpy(dtype=object), labels(m), least)
     rare = {m.classes[k] for k in rows}
     if rare:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdomains.core.bundle import Bundle
-from vitdomains.core.data.manifest import Manifest, labels, select_classes, take
+from vitdomains.core.data.manifest import Manifest, labels, plain_name, select_classes, take
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.evaluation.roles import read_report
 from vitdomains.core.metrics.calibrate import Kind
@@ -54,11 +54,6 @@ class ClassNames:
         return tuple(min(thresholds[k] for k in part) for part in self.parts)
 
 
-def plain_name(name: str) -> str:
-    """A class name without case, blanks, hyphens and underscores."""
-    return "".join(c for c in name.casefold() if c.isalnum())
-
-
 def class_names(
     bundle: Bundle, annotated: Sequence[str], class_map: Mapping[str, str] | None = None, asked: Sequence[str] = ()
 ) -> ClassNames:
@@ -96,7 +91,8 @@ def class_names(
     alike = _alike(bundle.classes)
     for label in annotated:
         match = label if label in own else alike.get(plain_name(label), "")
-        if label not in renamed and match in names.values():
+        # Of labels that differ in case alone the one that is spelt as here counts.
+        if label not in renamed and match in names.values() and (label == match or match not in annotated):
             renamed[label] = match
     if asked:
         wanted = {k for name in asked for k in _members(bundle, "data.classes", name)}
