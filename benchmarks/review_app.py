@@ -185,9 +185,7 @@ def next_films(page: Page, address: str, repeats: int, dwell: float) -> list[lis
     for _ in range(repeats + 1):
         page.wait_for_timeout(1000 * dwell)
         settled(page)
-        page.keyboard.press("Shift+A")
-        page.get_by_role("radio", checked=True).first.wait_for()
-        found.append(pressed(page, "n"))
+        found.append(pressed(page, "Shift+A"))
     return found[1:]
 
 

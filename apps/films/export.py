@@ -34,13 +34,14 @@ def _export(session: Session) -> None:
     with labels, problems():
         st.download_button("Settled labels as a manifest", _manifest(session), "reviewed.csv", "text/csv", key="manifest",
                            on_click="ignore", width="stretch",
-                           help="For training: what all readers agree on, or an adjudicator said")  # fmt: skip
+                           help="For training: what all who were assigned read and agree on, or an adjudicator said")  # fmt: skip
 
 
 def _manifest(session: Session) -> bytes:
     from vitdomains.core.data.manifest import make_manifest, write_manifest
 
     rows = session.worklist.table.drop_duplicates("item")
+    rows = rows[~rows["item"].isin(session.decisions.unfinished())]
     unknown = pd.DataFrame(index=rows.index, columns=list(session.bundle.classes), dtype="float32")
     base = make_manifest(
         rows["item"].tolist(), rows["path"].tolist(), rows["patient"].tolist(), session.bundle.classes, unknown, name="reviewed",

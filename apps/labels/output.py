@@ -31,7 +31,8 @@ def accepted(decisions: DecisionTable) -> dict[str, str]:
     """
     settled = consensus(readings(decisions.table))
     settled = settled[settled["subject"] == SUBJECT]
-    word = settled["value"].where(settled["settled"] & ~settled["value"].str.startswith("not "), UNKNOWN)
+    holds = settled["settled"] & ~settled["item"].isin(decisions.unfinished())
+    word = settled["value"].where(holds & ~settled["value"].str.startswith("not "), UNKNOWN)
     return dict(zip(settled["item"], word.replace("unsure", UNKNOWN), strict=True))
 
 

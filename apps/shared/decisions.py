@@ -102,6 +102,14 @@ class DecisionTable:
         """Items that are assigned to a reviewer in a role."""
         return frozenset(self._assigned.get((reviewer, role), ()))
 
+    def unfinished(self) -> frozenset[str]:
+        """Items that someone who was assigned has not read, and on which no adjudicator has spoken: they are not settled."""
+        waiting: set[str] = set()
+        for (reviewer, role), items in self._assigned.items():
+            if role == "reader":
+                waiting |= items - self.read_by(reviewer)
+        return frozenset(item for item in waiting if not self.standing(item).adjudicated)
+
     def standing(self, item: str) -> Standing:
         """Where an item stands."""
         return self._standing.get(item, Standing())

@@ -59,7 +59,8 @@ def reviewed_tiles(session: TileSession, rule: Rule = "unanimous", *, only_revie
     last = standing.drop_duplicates(["item", "reviewer", "role"], keep="last").groupby("item")
     out = table.assign(
         review=table["item"].map(review).fillna("").astype("str"),
-        settled=table["item"].map(by_item["settled"].all()).eq(True),
+        settled=table["item"].map(by_item["settled"].all()).eq(True)
+        & ~table["item"].isin(session.decisions.unfinished()),
         reviewers=table["item"].map(last["reviewer"].agg(lambda names: ", ".join(sorted(set(names))))).fillna(""),
         reviewed_at=table["item"].map(last["time"].max()).fillna(""),
         notes=table["item"].map(last["note"].agg(lambda notes: " / ".join(filter(None, notes)))).fillna(""),
@@ -111,6 +112,7 @@ def settled_manifest(session: TileSession, rule: Rule = "unanimous") -> Manifest
         ManifestError: No tile was reviewed.
     """
     table = session.tiles.table
+    table = table[~table["item"].isin(session.decisions.unfinished())]
     unknown = np.full((len(table), len(session.tiles.classes)), np.nan, np.float32)
     base = make_manifest(
         table["tile_id"].tolist(), table["path"].tolist(), table["tile_id"].tolist(), session.tiles.classes, unknown,

@@ -13,11 +13,12 @@ import pydicom
 import pytest
 
 from apps.films.worklist import Worklist
+from apps.shared.decisions import DecisionTable
 from tests.apps.conftest import App
 from tests.apps.rows import listed
 from tests.apps.test_cxr_review import click, finish, texts
 from tests.small_run import FINDINGS, SmallRun
-from vitdomains.core.review.store import Answer, Decision, ReviewError
+from vitdomains.core.review.store import Answer, Assignment, Decision, ReviewError
 
 
 def decide(app: App, worklist: Worklist, reviewer: str, row: int, verdict: str) -> None:
@@ -70,6 +71,19 @@ def test_agreement_and_export(app: App, worklist: Worklist) -> None:
     assert "wait for an adjudicator: 1." in texts(page)
     names = {b.key: b.label for b in page.download_button}
     assert names["csv"] == "Decisions as CSV (8)" and "manifest" in names
+
+
+def test_settled_is_what_all_who_were_assigned_have_read(app: App, worklist: Worklist) -> None:
+    items = worklist.table["item"].iloc[:2].tolist()
+    app.store.assign([Assignment(items[0], "ann"), Assignment(items[0], "bob")], by="root")
+    for row in range(2):
+        decide(app, worklist, "ann", row, "agree")
+    decisions = DecisionTable(app.store)
+    decisions.refresh()
+    assert decisions.unfinished() == {items[0]}
+    decide(app, worklist, "bob", 0, "agree")
+    decisions.refresh()
+    assert decisions.unfinished() == frozenset()
 
 
 def test_the_check_of_the_store_finds_a_change(app: App, worklist: Worklist) -> None:
