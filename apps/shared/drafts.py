@@ -190,6 +190,7 @@ class Drafts:
             return
         with self._lock:
             try:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # notes may speak of patients
                 write_text(
                     self._file(key), json.dumps({"key": key, **{name: getattr(draft, name) for name in _STORED}})
                 )

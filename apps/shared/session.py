@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,12 +41,13 @@ def open_decisions(url: str) -> DecisionTable:
 
 @st.cache_resource(show_spinner=False)
 def open_drafts(url: str) -> Drafts:
-    """What was begun and not saved: beside a store that is a file, else in the folder for temporary files."""
+    """What was begun and not saved: beside a store that is a file, else in the cache folder of the server's user."""
     found = make_url(url)
     if found.get_backend_name() == "sqlite" and found.database and found.database != ":memory:":
         return Drafts(Path(f"{found.database}.drafts").absolute())
     name = hashlib.sha256(found.render_as_string(hide_password=True).encode()).hexdigest()[:16]
-    return Drafts(Path(tempfile.gettempdir()) / f"vitdomains-drafts-{name}")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Drafts(cache / "vitdomains" / f"drafts-{name}")
 
 
 @dataclass(frozen=True)

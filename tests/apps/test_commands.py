@@ -24,6 +24,7 @@ def test_a_draft_outlives_the_server_until_it_is_saved(tmp_path: Path) -> None:
     one.mark([{"kind": "point", "x": 1.0, "y": 2.0, "width": 0.0, "height": 0.0, "subject": "Mass"}])
     again = Drafts(tmp_path / "drafts").get(KEY, Draft)
     assert (again.answers, again.note, again.regions) == (one.answers, one.note, one.regions) and again.changed
+    assert (tmp_path / "drafts").stat().st_mode & 0o077 == 0
     assert again.token == one.token and again.widget("Mass") == one.widget("Mass") and again.seen == one.seen
     assert Drafts(tmp_path / "drafts").get(("bob", "reader", "item"), Draft).answers == {}
     # Saved, and the server ended before it could remove the draft: what is in the store is not begun any more.
