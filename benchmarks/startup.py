@@ -36,8 +36,8 @@ def commands(folder: Path) -> dict[str, list[str]]:
     cxr, zeroshot = ["-m", "vitdomains.cxr"], ["-m", "vitdomains.zeroshot"]
     bundle, film, out = str(folder / "bundle"), str(folder / "film.png"), str(folder / "out")
     found = {"import torch": ["-c", "import torch"], "import timm": ["-c", "import timm"]}
-    if importlib.util.find_spec("vitdomains.cli"):
-        one = ["-m", "vitdomains.cli"]
+    if importlib.util.find_spec("vitdomains.__main__"):
+        one = ["-m", "vitdomains"]
         found |= {"vitdomains: help": [*one, "--help"], "vitdomains: version": [*one, "--version"]}
         found |= {"vitdomains: usage": [*one, "cxr", "predict"]}
     for domain in ("cxr", "satellite", "zeroshot"):

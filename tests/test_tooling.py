@@ -20,7 +20,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("vitdomains", "apps", "benchmarks", "configs", "data_cards", "tests", ".ci")
-MAX_LINES = 330
+PICTURES = r"\b(larder|conveyor|yardstick|crew)\b"
+"""Words that once stood for things for which the field has terms."""
 # Written in parts, so that this file does not find itself.
 HOSTS = ["pypi" + ".org", "python" + "hosted.org", "download." + "pytorch.org", "anaconda" + ".org"]
 PLACES = ["/work" + "/", "/root" + "/", "/home" + "/"]
@@ -38,7 +39,7 @@ def pins() -> dict[str, str]:
 
 
 def texts() -> Iterator[tuple[Path, str]]:
-    files = [path for path in ROOT.iterdir() if path.is_file()]
+    files = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]  # a file in a linked work tree
     files += [path for name in FOLDERS for path in (ROOT / name).rglob("*") if path.is_file()]
     for path in files:
         if "__pycache__" in path.parts or path.stat().st_size > 1_000_000:
@@ -73,7 +74,7 @@ def test_every_bound_has_its_reason() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert (ROOT / "vitdomains" / "py.typed").is_file()
-    assert "py.typed" in project()["tool"]["setuptools"]["package-data"]["vitdomains"]
+    assert '"py.typed"' in (ROOT / "setup.py").read_text(encoding="utf-8")
 
 
 def test_the_package_imports_what_it_declares() -> None:
@@ -105,11 +106,11 @@ def test_no_file_names_a_registry_or_a_place_on_one_machine() -> None:
     assert found == []
 
 
-def test_modules_are_of_a_size_and_say_what_they_are() -> None:
-    for path in sources():
-        text = path.read_text(encoding="utf-8")
-        assert text.count("\n") <= MAX_LINES, f"{path.name} has {text.count(chr(10))} lines"
-        assert ast.get_docstring(ast.parse(text)), f"{path.name} does not say which room it is"
+def test_modules_say_in_the_words_of_the_field_what_they_are() -> None:
+    for path in [*sources(), *sorted((ROOT / "apps").rglob("*.py"))]:
+        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+        assert first, f"{path.relative_to(ROOT)} does not say what it is"
+        assert not re.search(PICTURES, first.lower()), f"{path.relative_to(ROOT)}: {first}"
     assert [path for path, _ in texts() if path.name == "utils.py"] == []
 
 

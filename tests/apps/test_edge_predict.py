@@ -18,8 +18,7 @@ from PIL import Image
 
 from benchmarks.portable import check_portable
 from vitdomains.core.data.preprocess import PreprocessSpec
-from vitdomains.core.export import to_onnx
-from vitdomains.core.export.onnx import EndToEnd
+from vitdomains.core.export.onnx import EndToEnd, to_onnx
 from vitdomains.core.models.vit import vit
 
 APP = Path(__file__).resolve().parents[2] / "apps" / "edge_predict.py"

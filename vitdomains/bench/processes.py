@@ -135,8 +135,10 @@ def _make(subject: Subject, work: Path, file: Path) -> None:
     import torch
 
     from vitdomains.bench.candidates import module, textures
-    from vitdomains.core.export import int8, to_onnx, to_openvino
+    from vitdomains.core.export import int8
     from vitdomains.core.export.formats import is_transformer
+    from vitdomains.core.export.onnx import to_onnx
+    from vitdomains.core.export.torch_formats import to_openvino
 
     def calibration() -> list[npt.NDArray[np.float32]]:
         return np.split(textures(subject, CALIBRATION_IMAGES, seed=1), CALIBRATION_IMAGES)

@@ -67,6 +67,12 @@ def test_the_names_that_options_take_are_those_of_the_code() -> None:
         (["vitdomains.cxr", "explain", "b", "f", "--method", "guess"], 2, "guess"),
         (["vitdomains.cxr", "report"], 2, "FILM"),
         (["vitdomains.cxr", "train", "--help"], 0, "recipe.lr"),
+        (["vitdomains.cxr", "export"], 2, "BUNDLE --formats"),
+        (["vitdomains.cxr", "export", "--help"], 0, "int8-openvino"),
+        (["vitdomains.cxr", "reviews"], 2, "verify|export"),
+        (["vitdomains.cxr", "audit", "--data.rot", "x"], 2, "data.root"),
+        (["vitdomains.cxr", "probe", "--kk", "3"], 2, "--kk"),
+        (["vitdomains.zeroshot", "label"], 2, "inputs"),
         (["vitdomains.cxr", "train", "--recipe.lrr", "1"], 2, "recipe.lr"),
     ],
 )

@@ -6,24 +6,21 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from rich.table import Table
 
-from vitdomains.core import pipeline
-from vitdomains.core.bundle import Bundle, read_bundle
 from vitdomains.core.config.parse import config_from_dict, parse_config, take_overrides
 from vitdomains.core.config.schema import Config
-from vitdomains.core.data.dataset import ImageDataset
-from vitdomains.core.data.manifest import select_classes, subset
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ExportError, ManifestError
-from vitdomains.core.export.checks import ALLOWED_LOSS
-from vitdomains.core.export.formats import FORMATS
-from vitdomains.core.export.int8 import Calibration
-from vitdomains.core.export.job import Exported, ExportOptions, export_bundle
-from vitdomains.core.export.onnx import OPSET
+from vitdomains.core.export.formats import ALLOWED_LOSS, FORMATS, OPSET, Calibration
 from vitdomains.core.terminal import OnProgress, console, parse_args, shown_progress
+
+if TYPE_CHECKING:
+    from vitdomains.core.bundle import Bundle
+    from vitdomains.core.data.dataset import ImageDataset
+    from vitdomains.core.export.job import Exported, ExportOptions
 
 USAGE = "BUNDLE --formats onnx,openvino,int8 [--with_preprocessing] [--data.KEY VALUE ...]"
 
@@ -31,6 +28,9 @@ USAGE = "BUNDLE --formats onnx,openvino,int8 [--with_preprocessing] [--data.KEY 
 def export(domain: Domain, argv: list[str]) -> int:
     """Write ONNX, OpenVINO, INT8 and other files of a bundle, each checked against it."""
     path, options, data_args = parse(domain, argv)
+    from vitdomains.core.bundle import read_bundle
+    from vitdomains.core.export.job import export_bundle
+
     bundle = read_bundle(path, domain=domain.name)
     config = data_config(domain, bundle, data_args)
     with shown_progress() as on_progress:
@@ -56,6 +56,9 @@ def validation_images(domain: Domain, bundle: Bundle, config: Config, on_progres
     Raises:
         ManifestError: It is empty.
     """
+    from vitdomains.core import pipeline
+    from vitdomains.core.data.manifest import select_classes, subset
+
     manifest = subset(domain.build_manifest(replace(config.data, classes=list(bundle.classes))), "val")
     if not len(manifest):
         raise ManifestError(
@@ -144,6 +147,8 @@ def parse(domain: Domain, argv: Sequence[str]) -> tuple[str, ExportOptions, list
     if {"-h", "--help"} & {*own, *rest}:
         parser.parse_args(["--help"])
     args = parse_args(parser, own, USAGE)
+    from vitdomains.core.export.job import ExportOptions
+
     options = ExportOptions(
         _names(args.formats), args.with_preprocessing, _names(args.keep), args.calibration, args.calibration_images,
         args.allowed_loss, args.opset, args.threads, args.batch_size,

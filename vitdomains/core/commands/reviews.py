@@ -1,4 +1,4 @@
-"""The command ``reviews``: verify, export and compare the decisions in a store."""
+"""The command ``reviews``: verify, export and compare the decisions of a store, without an app."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import getpass
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from vitdomains.core.data.manifest import read_manifest, write_manifest
 from vitdomains.core.domain import Domain
 from vitdomains.core.files import file_sha256
-from vitdomains.core.review.agreement import agreement, disagreements, readings
-from vitdomains.core.review.export import REVIEWED, export, training_manifest
-from vitdomains.core.review.store import Head, ReviewStore
-from vitdomains.core.terminal import console, shown_progress
+from vitdomains.core.terminal import console, parse_args, shown_progress
+
+if TYPE_CHECKING:
+    from vitdomains.core.review.store import ReviewStore
 
 
 def reviews(domain: Domain, argv: list[str]) -> int:
@@ -48,7 +48,9 @@ def reviews(domain: Domain, argv: list[str]) -> int:
     grant.add_argument("reviewer", help="as the login or the proxy names them")
     grant.add_argument("role", choices=("reader", "adjudicator", "admin"))
     grant.add_argument("--revoke", action="store_true", help="take the role back")
-    args = parser.parse_args(argv)
+    args = parse_args(parser, argv, "verify|export|agreement|labels|grant [--store URL]")
+    from vitdomains.core.review.store import ReviewStore
+
     with ReviewStore(args.store, make=args.run is _grant) as store:
         args.run(store, args)
     return 0
@@ -56,6 +58,8 @@ def reviews(domain: Domain, argv: list[str]) -> int:
 
 def _verify(store: ReviewStore, args: argparse.Namespace) -> None:
     """Walk the chain of every table and find any row that was changed, removed, inserted or moved."""
+    from vitdomains.core.review.store import Head
+
     known = {name: Head.parse(head) for name, _, head in (entry.partition("=") for entry in args.head)}
     with shown_progress() as on_progress:
         heads = store.verify(known, lambda chain, done, total: on_progress(f"verify {chain}", done, total, "rows"))
@@ -68,11 +72,15 @@ def _verify(store: ReviewStore, args: argparse.Namespace) -> None:
 
 def _export(store: ReviewStore, args: argparse.Namespace) -> None:
     """Write one row a decision as CSV or Parquet."""
+    from vitdomains.core.review.export import export
+
     console.print(f"{export(store, args.out)} decisions: {args.out}")
 
 
 def _agreement(store: ReviewStore, args: argparse.Namespace) -> None:
     """Show how far readers agree beyond chance, and with the model."""
+    from vitdomains.core.review.agreement import agreement, disagreements, readings
+
     read = readings(store.table(), blinded_only=args.blinded)
     table = Table(title="Agreement of readers", title_justify="left")
     for column in ("subject", "items", "readers", "same", "Fleiss' kappa (95 %)", "Cohen's kappa", "with the model"):
@@ -89,6 +97,9 @@ def _agreement(store: ReviewStore, args: argparse.Namespace) -> None:
 
 def _labels(store: ReviewStore, args: argparse.Namespace) -> None:
     """Write the labels that reviewers settled as a manifest for training."""
+    from vitdomains.core.data.manifest import read_manifest, write_manifest
+    from vitdomains.core.review.export import REVIEWED, training_manifest
+
     base = read_manifest(args.manifest)
     items = {}
     with shown_progress() as on_progress:

@@ -1,4 +1,4 @@
-"""The larder: prepared images kept between epochs, in memory or in one memory-mapped file on disk.
+"""Cache of preprocessed images between epochs, in memory or in one memory-mapped file.
 
 The file only grows. Pixels are written first, then one record in the index beside it; only the record makes an entry
 count, so a process that is killed in between leaves a gap, never a wrong picture. A checksum, looked at when an image

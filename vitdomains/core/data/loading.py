@@ -1,4 +1,4 @@
-"""The conveyor from the data set to the model: batches in an order that (seed, epoch) fixes, made ahead of use.
+"""Batches of a data set in an order that (seed, epoch) fixes, read ahead of their use.
 
 The same batches come out with any number of workers, and a resumed epoch starts at its k-th batch without touching the
 ones before it.

@@ -1,4 +1,4 @@
-"""The door that every image passes, in training and ever after: one description of size, padding and scale.
+"""Preprocessing shared by training and inference: one description of size, padding and scale.
 
 ``prepare`` turns a decoded image into the fixed-size array that is cached, ``normalise`` turns a batch of those into
 what the model takes, and ``geometry`` says where a pixel of the model's input lies in the original. All three read

@@ -17,9 +17,6 @@ from torch.utils._pytree import tree_map
 from vitdomains.core.export.reference import BATCHES, Reference
 from vitdomains.core.inference.runtimes import Forward
 
-ALLOWED_LOSS = 0.005
-"""Default of the accuracy gate: 0.005 AUROC, or half a percentage point of top-1 accuracy."""
-
 
 @dataclass(frozen=True)
 class Check:

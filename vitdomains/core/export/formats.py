@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING, Literal
 
 from vitdomains.core.errors import ExportError
-from vitdomains.core.inference.runtimes import available
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ class Format:
         return (self.file, self.file.replace(".xml", ".bin")) if self.file.endswith(".xml") else (self.file,)
 
 
+OPSET = 20
+"""The first with a GELU of its own; earlier ones spell it out in five operators."""
+
+ALLOWED_LOSS = 0.005
+"""Default of the accuracy gate: 0.005 AUROC, or half a percentage point of top-1 accuracy."""
+
+Calibration = Literal["percentile", "entropy"]
+"""How the ranges of int8-static are chosen."""
+
 BF16_TOLERANCE = 0.05
 """For bfloat16 arithmetic, which OpenVINO chooses when it loads a file: eight bits of mantissa through all layers."""
 
@@ -54,6 +64,8 @@ batch of eight, whose largest values set the scale for all of it, static 0.08, O
 
 def is_transformer(model: nn.Module) -> bool:
     """Whether all convolutions are cuts into patches that do not overlap, so that linear layers do the work."""
+    from torch import nn
+
     return all(tuple(m.kernel_size) == tuple(m.stride) for m in model.modules() if isinstance(m, nn.Conv2d))
 
 
@@ -86,6 +98,8 @@ def reason_against(name: str, model: nn.Module, *, with_preprocessing: bool = Fa
         return (
             "its convolutions would stay in float32, and in dynamic INT8 they run 2 to 7 times slower; use int8-static"
         )
+    from vitdomains.core.inference.runtimes import available
+
     if FORMATS[name].runtime == "openvino" and not available("openvino"):
         return "OpenVINO is not installed: pip install 'vitdomains[openvino]'"
     if name == "int8-openvino" and with_preprocessing:

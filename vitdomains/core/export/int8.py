@@ -9,17 +9,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from vitdomains.core.export.formats import Calibration
 from vitdomains.core.export.onnx import save
 from vitdomains.core.export.torch_formats import quiet
 from vitdomains.core.inference.runtimes import Forward, nncf_module, openvino_module, preserved_signal_stack
 
-Calibration = Literal["percentile", "entropy"]
 QUANTISED = ("MatMul", "Gemm", "Conv")
 TRIED_ON = 32
 """Calibration images on which NNCF's options are tried and its layers ranked."""

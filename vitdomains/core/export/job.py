@@ -24,10 +24,19 @@ from vitdomains.core.bundle import WEIGHTS, Bundle, load_model, update_bundle
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.errors import ExportError
 from vitdomains.core.export import int8
-from vitdomains.core.export.checks import ALLOWED_LOSS, Check, bf16_difference, check
-from vitdomains.core.export.formats import BF16_TOLERANCE, FORMATS, chosen_formats, is_transformer, refuse_impossible
+from vitdomains.core.export.checks import Check, bf16_difference, check
+from vitdomains.core.export.formats import (
+    ALLOWED_LOSS,
+    BF16_TOLERANCE,
+    FORMATS,
+    OPSET,
+    Calibration,
+    chosen_formats,
+    is_transformer,
+    refuse_impossible,
+)
 from vitdomains.core.export.layer_errors import KindError, Trial, by_kind, errors_by_kind, kind_of, try_in_float32
-from vitdomains.core.export.onnx import OPSET, layer_of, to_fp16, to_onnx
+from vitdomains.core.export.onnx import layer_of, to_fp16, to_onnx
 from vitdomains.core.export.reference import Reference, Source, end_to_end, of_logits
 from vitdomains.core.export.torch_formats import to_openvino, to_pt2, to_torchscript
 from vitdomains.core.inference.runtimes import Forward, default_precision, session
@@ -57,7 +66,7 @@ class ExportOptions:
     formats: tuple[str, ...]
     with_preprocessing: bool = False
     keep: tuple[str, ...] = ()
-    calibration: int8.Calibration = "percentile"
+    calibration: Calibration = "percentile"
     calibration_images: int = 256
     allowed: float = ALLOWED_LOSS
     opset: int = OPSET

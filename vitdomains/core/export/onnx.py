@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.errors import ExportError
+from vitdomains.core.export.formats import OPSET
 from vitdomains.core.export.torch_formats import quiet
 from vitdomains.core.tasks import Kind
 
@@ -135,10 +136,6 @@ def _resampling(positions: Tensor, length: Tensor, source: Tensor, target: Tenso
     linear = (2 * target - (centre - 2 * target * j).abs()).clamp(min=0) / (2 * target)
     valid = ((at >= 0) & (at < target)).float()
     return torch.where(source > target, area, linear) * valid[:, None], valid
-
-
-OPSET = 20
-"""The first with a GELU of its own; earlier ones spell it out in five operators."""
 
 
 def to_onnx(
