@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -12,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+from PIL import Image
 
 from tests.small_run import FINDINGS, SmallRun, small_run
-from vitdomains.core.errors import ImageError, VitDomainsError
+from vitdomains.core.errors import BundleError, ImageError, VitDomainsError
+from vitdomains.core.explain.render import explain_file
 from vitdomains.core.files import file_sha256
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.metrics.bootstrap import wilson
@@ -22,6 +25,7 @@ from vitdomains.core.review.store import Answer, Decision, Region, ReviewStore
 from vitdomains.cxr import DOMAIN, NOTICE
 from vitdomains.cxr.commands import report
 from vitdomains.cxr.film.film import read_image
+from vitdomains.cxr.quality import read_checked
 from vitdomains.cxr.report.content import FilmReport
 from vitdomains.cxr.report.neighbours import HeldOut, read_held_out
 from vitdomains.cxr.report.report import make_report, write_report
@@ -136,6 +140,67 @@ def test_a_picture_has_a_page_but_no_structured_report(predictor: Predictor, fil
     assert not (tmp_path / "r.dcm").exists()
     with pytest.raises(VitDomainsError, match="neither"):
         write_report(made, tmp_path / "r.docx")
+
+
+def mirrored(film: Path, target: Path, **elements: object) -> Path:
+    """The same film, stored from the patient's left to the right, and saying so."""
+    dataset = pydicom.dcmread(film)
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        dataset.decompress()
+    dataset.PixelData = np.ascontiguousarray(dataset.pixel_array[:, ::-1]).tobytes()
+    dataset["PixelData"].VR, dataset.PatientOrientation = "OW", ["R", "F"]
+    for keyword, value in elements.items():
+        setattr(dataset, keyword, value)
+    dataset.save_as(target)
+    return target
+
+
+def test_a_mirrored_film_gives_the_same_report_and_its_regions_lie_in_the_stored_picture(
+    predictor: Predictor, film: Path, made: FilmReport, tmp_path: Path
+) -> None:
+    path = mirrored(film, tmp_path / "film.dcm")
+    other = make_report(predictor, path, notice=NOTICE, decisions=[decision(path)])
+    assert [f.probability for f in other.findings] == [f.probability for f in made.findings]
+    text = write_report(other, tmp_path / "r.html").read_text()
+    assert "turned from R\\F" in text and "the pictures may name the patient" in text
+    columns = pydicom.dcmread(path).Columns
+    regions = highdicom.sr.srread(write_report(other, tmp_path / "r.dcm")).content.get_planar_roi_measurement_groups()
+    np.testing.assert_allclose(regions[0].roi.value[0], [columns - 10.5, 20.5])
+    np.testing.assert_allclose(regions[0].roi.value[2], [columns - 40.5, 60.5])
+
+
+def test_identifiers_that_are_none_are_refused(predictor: Predictor, film: Path, tmp_path: Path) -> None:
+    path = mirrored(film, tmp_path / "film.dcm", StudyInstanceUID="of Monday", SOPInstanceUID="1..2")
+    with pytest.raises(ImageError, match="DICOM SR"):
+        write_report(make_report(predictor, path, notice=NOTICE), tmp_path / "r.dcm")
+    assert not (tmp_path / "r.dcm").exists()
+
+
+def test_one_film_in_many_files_has_the_same_scores_on_every_way(
+    run: SmallRun, predictor: Predictor, film: Path, tmp_path: Path
+) -> None:
+    deep = np.rint(read_image(film) * 65535).astype(np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    cv2.imwrite(str(tmp_path / "colour.png"), np.dstack([deep] * 3))
+    cv2.imwrite(str(tmp_path / "twelve.png"), np.rint(read_image(film) * 4095).astype(np.uint16))
+    cv2.imwrite(str(tmp_path / "eight.png"), np.rint(read_image(film) * 255).astype(np.uint8))
+    flag = Image.Exif()
+    flag[0x0112] = 6
+    Image.fromarray(np.ascontiguousarray(np.rot90(deep))).save(tmp_path / "exif.png", exif=flag)
+    mirrored(film, tmp_path / "mirrored.dcm")
+    (tmp_path / "bare.dcm").write_bytes(film.read_bytes()[132:])
+    expected = explain_file(predictor, film, "gradcam", []).scores
+    paths = sorted(tmp_path.iterdir())
+    for path, found in zip(paths, predictor.predict((p.name, str(p)) for p in paths), strict=True):
+        np.testing.assert_allclose(found.scores, expected, atol=0.004, err_msg=path.name)
+        np.testing.assert_allclose(explain_file(predictor, path, "gradcam", []).scores, found.scores, atol=1e-5)
+        np.testing.assert_array_equal(read_checked(path)[0], read_image(path))
+
+
+def test_a_bundle_of_tiles_makes_no_report_of_a_film(run: SmallRun, film: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="is a bundle of cxr"):
+        report(replace(DOMAIN, name="satellite"), [str(run.bundle), str(film), "--out", str(tmp_path / "r.html")])
+    assert not (tmp_path / "r.html").exists()
 
 
 def test_the_command(run: SmallRun, film: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

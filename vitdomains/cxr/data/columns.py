@@ -103,7 +103,7 @@ def age_band(value: float) -> str:
 def view(text: str) -> str:
     """``PA``, ``AP``, ``LATERAL``, another view as it is written (in capitals), or empty, of a publisher's or DICOM's word."""
     word = text.strip().upper()
-    return _VIEWS.get(word, word)
+    return _VIEWS.get(word, word if word[:1].isalpha() else "")
 
 
 def patient_columns(table: pd.DataFrame, sexes: str = "", ages: str = "", views: str = "") -> pd.DataFrame:

@@ -24,6 +24,7 @@ from typing import BinaryIO
 from pydicom import uid
 from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_has_tag, tag_for_keyword
+from pydicom.valuerep import VR
 
 from vitdomains.core.errors import ImageError
 from vitdomains.cxr.film.stream import Stream, inflated
@@ -39,60 +40,33 @@ PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 
 _HEAD = 4096  # bytes that are searched for the beginning of a DICOM file behind others
 _PREAMBLE = 128
-_EXPORT = "Export it as DICOM, PNG or JPEG."
-_UNPACK = "Unpack it and name the files in it."
-_OTHERS = (  # (offset, bytes, what it is, what to do): formats that films come in by mistake
-    (0, b"\x1f\x8b", "a gzip archive", _UNPACK),
-    (0, b"PK\x03\x04", "a ZIP archive", _UNPACK),
-    (0, b"BZh", "a bzip2 archive", _UNPACK),
-    (0, b"\xfd7zXZ\x00", "an xz archive", _UNPACK),
-    (0, b"\x28\xb5\x2f\xfd", "a Zstandard archive", _UNPACK),
-    (0, b"7z\xbc\xaf", "a 7-Zip archive", _UNPACK),
-    (257, b"ustar", "a tar archive", _UNPACK),
-    (0, b"II*\x00", "a TIFF picture", _EXPORT),
-    (0, b"MM\x00*", "a TIFF picture", _EXPORT),
-    (0, b"GIF8", "a GIF picture", _EXPORT),
-    (0, b"BM", "a BMP picture", _EXPORT),
-    (8, b"WEBP", "a WebP picture", _EXPORT),
-    (4, b"ftyp", "a HEIF or AVIF picture or a video", _EXPORT),
-    (4, b"jP  ", "a JPEG 2000 picture", _EXPORT),
-    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 codestream", _EXPORT),
-    (0, b"\x5c\x01\x00\x00", "a NIfTI volume", _EXPORT),
-    (344, b"n+1\x00", "a NIfTI volume", _EXPORT),
-    (0, b"NRRD", "an NRRD volume", _EXPORT),
-    (0, b"\x93NUMPY", "a NumPy array", _EXPORT),
-    (0, b"\x89HDF", "an HDF5 file", _EXPORT),
-    (0, b"%PDF", "a PDF document", _EXPORT),
-    (0, b"<", "a text in XML or HTML", "Download the film itself."),
-    (0, b"{", "a text in JSON", "Download the film itself."),
-)
+_OTHERS = {  # what films come in, or are taken for, by mistake: name -> (offset, bytes)
+    "a gzip archive": ((0, b"\x1f\x8b"),),
+    "a ZIP archive": ((0, b"PK\x03\x04"),),
+    "a tar archive": ((257, b"ustar"),),
+    "a bzip2 archive": ((0, b"BZh"),),
+    "an xz archive": ((0, b"\xfd7zXZ\x00"),),
+    "a Zstandard archive": ((0, b"\x28\xb5\x2f\xfd"),),
+    "a 7-Zip archive": ((0, b"7z\xbc\xaf"),),
+    "a TIFF picture": ((0, b"II*\x00"), (0, b"MM\x00*")),
+    "a GIF picture": ((0, b"GIF8"),),
+    "a BMP picture": ((0, b"BM"),),
+    "a WebP picture": ((8, b"WEBP"),),
+    "a HEIF or AVIF picture or a video": ((4, b"ftyp"),),
+    "a JPEG 2000 picture": ((4, b"jP  "), (0, b"\xff\x4f\xff\x51")),
+    "a NIfTI volume": ((0, b"\x5c\x01\x00\x00"), (344, b"n+1\x00")),
+    "an NRRD volume": ((0, b"NRRD"),),
+    "a NumPy array": ((0, b"\x93NUMPY"),),
+    "an HDF5 file": ((0, b"\x89HDF"),),
+    "a PDF document": ((0, b"%PDF"),),
+    "a text in XML or HTML": ((0, b"<"),),
+    "a text in JSON": ((0, b"{"),),
+}
 _LONG_VRS = frozenset(("OB", "OD", "OF", "OL", "OV", "OW", "SQ", "SV", "UC", "UN", "UR", "UT", "UV"))
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_TAGS = {0x7FE00008: "FloatPixelData", 0x7FE00009: "DoubleFloatPixelData", 0x7FE00010: "PixelData"}
 _SEQUENCES = ("ModalityLUTSequence", "VOILUTSequence")
-_VRS = _LONG_VRS | {
-    "AE",
-    "AS",
-    "AT",
-    "CS",
-    "DA",
-    "DS",
-    "DT",
-    "FD",
-    "FL",
-    "IS",
-    "LO",
-    "LT",
-    "PN",
-    "SH",
-    "SL",
-    "SS",
-    "ST",
-    "TM",
-    "UI",
-    "UL",
-    "US",
-}
+_VRS = frozenset(vr.value for vr in VR)
 _INTEGER_FORMATS = {"US": "H", "SS": "h", "UL": "L", "SL": "l"}
 
 
@@ -321,8 +295,9 @@ def _dicom_start(path: Path, head: bytes) -> int | None:
         at = start + 4 * head.startswith(b"DICM", start)
         if _encoding(head[at : at + 8]) is not None:
             return at
-    for offset, signature, name, hint in _OTHERS:
-        if head.startswith(signature, offset):
+    for name, signatures in _OTHERS.items():
+        if any(head.startswith(signature, offset) for offset, signature in signatures):
+            hint = "Unpack it and name the files in it." if "archive" in name else "Export it as DICOM, PNG or JPEG."
             raise ImageError(path, f"is {name}, not a film", tag="signature", value=name, hint=hint)
     behind = head.find(b"DICM") + 4  # other bytes stand before it, as a download leaves them
     if behind > 4 and _encoding(head[behind : behind + 8]) is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import highdicom
 import numpy as np
 from highdicom import sr
+from pydicom.config import IGNORE
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.uid import UID
@@ -99,7 +100,7 @@ def structured_report(report: FilmReport) -> sr.ComprehensiveSR:
 
 def _evidence(report: FilmReport) -> Dataset:
     """The film as the document refers to it: UIDs and size, and of the patient what the report was given."""
-    missing = [key for key, value in report.references.items() if not value]
+    missing = [key for key, value in report.references.items() if not UID(value, validation_mode=IGNORE).is_valid]
     if not report.references or missing:
         raise _refused(report, (missing or ["SOPInstanceUID"])[0], None)
     film = Dataset()
@@ -118,7 +119,7 @@ def _evidence(report: FilmReport) -> Dataset:
 def _refused(report: FilmReport, tag: str, value: object, reason: str = "") -> ImageError:
     return ImageError(
         f"sha256 {report.item[:12]}", f"cannot be referred to by a DICOM SR{reason}", tag=tag, value=value,
-        hint="Write .html or .pdf for films that are PNG or JPEG.",
+        hint="Write .html or .pdf of it.",
     )  # fmt: skip
 
 
