@@ -1,4 +1,4 @@
-"""``python -m vitdomains.cxr``: the shared commands, phantoms and reports."""
+"""``python -m vitdomains.cxr``: the shared commands, phantoms, reports and de-identification."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from vitdomains.cxr import DOMAIN
 COMMANDS: dict[str, Command] = {
     "phantoms": Deferred(
         "vitdomains.cxr.commands:phantoms", "Draw phantom films with known findings, boxes and masks."
+    ),
+    "deidentify": Deferred(
+        "vitdomains.cxr.commands:deidentify", "Write DICOM films without what names their patients."
     ),
     "report": Deferred("vitdomains.cxr.commands:report", "Write the report of one film: HTML, PDF or DICOM SR."),
 }

@@ -66,3 +66,34 @@ def report(domain: Domain, argv: list[str]) -> int:
         )
     console.print(domain.notice)
     return 0
+
+
+def deidentify(domain: Domain, argv: list[str]) -> int:
+    """Write DICOM films without what names their patients."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m vitdomains.{domain.name} deidentify", description=deidentify.__doc__
+    )
+    parser.add_argument("films", nargs="+", type=Path, help="DICOM files, or folders, searched to the bottom")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the films and films.csv into")
+    parser.add_argument("--key", type=Path, default=None,
+                        help="secret file: a patient gets the same new identity each time; made where absent")  # fmt: skip
+    args = parse_args(parser, argv, "FILE_OR_FOLDER ... --out FOLDER [--key FILE]")
+    from dataclasses import asdict
+
+    import pandas as pd
+
+    from vitdomains.core.files import write_atomically
+    from vitdomains.cxr.deidentify import deidentify as run
+    from vitdomains.cxr.deidentify import read_key
+
+    paths = [p for given in args.films for p in (sorted(given.rglob("*")) if given.is_dir() else [given])]
+    paths = [path for path in paths if path.is_file() or path in args.films]
+    with shown_progress() as on_progress:
+        results = run(paths, args.out, read_key(args.key) if args.key else b"",
+                      lambda done: on_progress("de-identified", done, len(paths), "films"))  # fmt: skip
+    table = pd.DataFrame([asdict(r) for r in results], columns=["file", "burned_in", "error"])
+    write_atomically(args.out / "films.csv", lambda part: table.to_csv(part, index=False))
+    failed, flagged = int((table["error"] != "").sum()), int(table["burned_in"].isin(["yes", "not said"]).sum())
+    console.print(f"{len(results) - failed} films in {args.out}, {failed} failed (films.csv says why).")
+    console.print(f"Text may be burned into {flagged} of them: look at them before you pass them on.")
+    return 4 if failed == len(results) else 0
