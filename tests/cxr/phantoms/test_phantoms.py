@@ -238,8 +238,7 @@ def test_killed_half_way_leaves_no_root(tmp_path: Path) -> None:
            "make_phantoms(Path(sys.argv[1]), 500, size=64, workers=1)"  # fmt: skip
     target = tmp_path / "p"
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(target)],
-        env={**os.environ, "PYTHONPATH": str(Path(make.__file__).parents[2])},
+        [sys.executable, "-c", code, str(target)], env={**os.environ, "PYTHONPATH": str(Path(make.__file__).parents[2])}
     )
     limit = time.monotonic() + 60
     while len(list(tmp_path.glob(".p.partial-*/films/*.dcm"))) < 3:

@@ -33,17 +33,8 @@ RADIOGRAPHS = ("CR", "DX", "RG", "OT", "")  # OT: films scanned or exported from
 # Objects that are no projection radiograph whatever their Modality says: the end of their SOP class UID (PS3.4, B.5).
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _NO_FILMS = {
-    "2": "CT",
-    "2.1": "CT",
-    "2.2": "CT",
-    "4": "MR",
-    "4.1": "MR",
-    "6.1": "US",
-    "3.1": "US",
-    "20": "NM",
-    "128": "PT",
-    "130": "PT",
-}
+    "2": "CT", "2.1": "CT", "2.2": "CT", "4": "MR", "4.1": "MR", "6.1": "US", "3.1": "US", "20": "NM", "128": "PT", "130": "PT",
+}  # fmt: skip
 _FOR_PROCESSING = "1.2.840.10008.5.1.4.1.1.1.1.1"  # Digital X-Ray Image Storage - For Processing
 _BORDER_TOLERANCE = 0.03
 _BORDER_SHARE = 0.98

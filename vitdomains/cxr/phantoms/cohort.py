@@ -10,29 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-PHANTOM_FINDINGS = (
-    "Cardiomegaly",
-    "Effusion",
-    "Pneumothorax",
-    "Consolidation",
-    "Nodule",
-    "Mass",
-    "Edema",
-    "Atelectasis",
-)
-"""The findings that the phantoms carry, in the order of the bits of a mask file (bit 0 first)."""
-
 # Chance of a finding in a patient who is not healthy; conditional boosts follow in `_draw_findings`.
 _PREVALENCE: Mapping[str, float] = {
-    "Cardiomegaly": 0.20,
-    "Effusion": 0.195,
-    "Pneumothorax": 0.185,
-    "Consolidation": 0.19,
-    "Nodule": 0.185,
-    "Mass": 0.17,
-    "Edema": 0.165,
-    "Atelectasis": 0.195,
-}
+    "Cardiomegaly": 0.20, "Effusion": 0.195, "Pneumothorax": 0.185, "Consolidation": 0.19,
+    "Nodule": 0.185, "Mass": 0.17, "Edema": 0.165, "Atelectasis": 0.195,
+}  # fmt: skip
+PHANTOM_FINDINGS = tuple(_PREVALENCE)
+"""The findings that the phantoms carry, in the order of the bits of a mask file (bit 0 first)."""
 _HEALTHY = 0.19
 _PERSISTS = 0.6
 

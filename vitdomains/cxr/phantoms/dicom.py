@@ -26,11 +26,7 @@ def phantom_uid(*parts: str) -> UID:
 
 
 def write_dicom(
-    path: Path,
-    pixels: NDArray[np.float32],
-    spec: FilmSpec,
-    spacing: float,
-    rng: np.random.Generator,
+    path: Path, pixels: NDArray[np.float32], spec: FilmSpec, spacing: float, rng: np.random.Generator
 ) -> None:
     """Writes one film, in a pixel format drawn from ``rng``.
 
