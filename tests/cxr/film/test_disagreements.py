@@ -266,6 +266,11 @@ def test_padding(tmp_path: Path) -> None:
     read = read_film(save(film, tmp_path / "b.dcm"))
     assert read.valid is not None and not read.valid[:, :5].any() and read.valid[:, 5:].all()
     assert not read.pixels[:, :5].any()
+    for name, columns in (("a.dcm", 5), ("b.dcm", 5)):
+        display = read_display(tmp_path / name)
+        first, last = display.padding or (1, 0)
+        padded = (display.levels >= first) & (display.levels <= last)
+        assert padded[:, :columns].all() and not padded[:, columns + 1 :].any() and last < len(display.units)
 
 
 def test_window_outside(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vitdomains.cxr.film.grayscale import (
     modality_values,
     read_grayscale,
     stored_values,
+    usable_words,
     voi_values,
     with_fallback,
 )
@@ -104,12 +105,15 @@ def _from_dicom(header: Header, max_pixels: int) -> Display:
     low = int(stored.min())
     count = int(stored.max()) - low + 1
     level_of_word = (stored - low).astype(np.uint8 if count <= 256 else np.uint16)
-    levels = cast(Levels, read_turn(header).apply(level_of_word[words]))
     units = modality_values(grayscale, np.arange(low, low + count, dtype=np.int64))
-    padding = grayscale.padding
-    if padding is not None:
-        padding = (max(0, padding[0] - low), min(count - 1, padding[1] - low))
-        padding = padding if padding[0] <= padding[1] else None
+    usable, padding = usable_words(grayscale, stored), None
+    if usable is not None:
+        padded = np.unique(level_of_word[~usable])
+        if np.isin(level_of_word[usable], padded).any():  # told by bits above the stored ones: a level of their own
+            level_of_word = np.where(usable, level_of_word, count).astype(np.uint16)
+            units, padded = np.append(units, units[0]), np.array([count])
+        padding = (int(padded[0]), int(padded[-1])) if padded.size else None
+    levels = cast(Levels, read_turn(header).apply(level_of_word[words]))
     presets = [_preset(g, units, i) for i, g in enumerate(grayscales)]
     return Display(
         levels,

@@ -159,14 +159,14 @@ def _display_table(grayscale: Grayscale) -> tuple[NDArray[np.float32], NDArray[n
     with np.errstate(over="ignore"):  # a width near zero is a threshold, rightly
         shown = voi_values(grayscale.voi, modality_values(grayscale, stored))
     table = (1.0 - shown if grayscale.inverted else shown).astype(np.float32)
-    usable = _usable(grayscale, stored)
+    usable = usable_words(grayscale, stored)
     if usable is None:
         return table, None
     table[~usable] = 0.0
     return table, usable.astype(np.uint8)
 
 
-def _usable(grayscale: Grayscale, stored: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+def usable_words(grayscale: Grayscale, stored: NDArray[np.int64]) -> NDArray[np.bool_] | None:
     """Which words are no padding: neither a value in its range nor, where no value can be so, its very word."""
     if grayscale.padding is None:
         return None
@@ -185,7 +185,7 @@ def _fallback(stored: Stored, grayscale: Grayscale) -> Range:
         top = 2.0**grayscale.modality.bits - 1.0 if grayscale.modality is not None else float(values.max())
         return _range(0.0 if grayscale.modality is not None else float(values.min()), top)
     counts = cv2.calcHist([stored], [0], None, [len(words)], [0, len(words)]).ravel()
-    usable = _usable(grayscale, words)
+    usable = usable_words(grayscale, words)
     present = np.flatnonzero(counts if usable is None else counts * usable)
     if not present.size:
         raise ValueError("holds padding only")
