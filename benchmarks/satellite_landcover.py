@@ -45,7 +45,7 @@ from vitdomains.core.geo.read.raster import describe_raster, read_window
 from vitdomains.core.terminal import set_up_logging, shown_progress
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.data.reader import reader
-from vitdomains.satellite.scenes.label_raster import ground_truth
+from vitdomains.satellite.scenes.label_raster import reference_labels
 from vitdomains.satellite.scenes.map import map_command
 from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
 
@@ -102,7 +102,7 @@ def about(m: Manifest) -> dict[str, Any]:
 def picture(scene: Path, truth_path: Path, map_path: Path, classes: tuple[str, ...], names: dict[str, str]) -> bytes:
     """Scene, truth and map side by side; grey: no label, or a class that was too rare to learn."""
     info, drawn = describe_raster(scene), read_window(map_path, collar=False)
-    with ground_truth(truth_path, info, names=names) as truth:
+    with reference_labels(truth_path, info, names=names) as truth:
         rows = truth.rows(0, info.height)
         values = np.array([classes.index(n) + 1 if n in classes else 0 for n in truth.classes] + [0])[rows]
     colours = {k: np.array(colour) / 255 for k, colour in class_colours(Labels(classes)).items()}

@@ -43,7 +43,7 @@ from vitdomains.core.bundle import Bundle, read_bundle, write_bundle
 from vitdomains.core.config.schema import Model
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.geo.map.outputs import Labels
-from vitdomains.core.geo.map.run import Means, Scene, Tiling, draw, label_scenes, open_scene
+from vitdomains.core.geo.map.run import ComputeOptions, Scene, Tiling, draw, label_scenes, open_scene
 from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.models.build import build_model
@@ -99,7 +99,7 @@ def _loaded(predictor: Predictor, **_: object) -> Predictor:
 
 def run_map(setup: Setup, *, outputs: bool) -> pd.DataFrame:
     job = Path(tempfile.mkdtemp(dir=setup.folder))
-    shards = label_scenes([setup.scene], setup.work, job, {}, Means(), lambda *_: None)
+    shards = label_scenes([setup.scene], setup.work, job, {}, ComputeOptions(), lambda *_: None)
     if outputs:
         draw([setup.scene], shards, job, Labels(CLASSES), job / "map.tif", tiles=job / "t.parquet")
     table = pd.concat([pd.read_parquet(file) for file in sorted(job.glob("shards/*.parquet"))])

@@ -32,7 +32,7 @@ from harness import write_result
 from rich.console import Console
 from zeroshot_throughput import CLASSES, random_clip
 
-from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.run import ComputeOptions
 from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
@@ -79,7 +79,7 @@ def write_scene(path: Path, tiles: int, seed: int = 0) -> int:
 
 def job(args: argparse.Namespace, model: str, scene: str, out: str, executor: str) -> None:
     """The labelling itself, in a process of its own."""
-    means = Means(executor, args.workers, 1, shard_size=args.shard_size)  # type: ignore[arg-type]
+    means = ComputeOptions(executor, args.workers, 1, shard_size=args.shard_size)  # type: ignore[arg-type]
     label_tiles(
         load_towers(model), read_classes(CLASSES), plan_tiles([scene], SIDE, 0.0), out, options=Options(sheets=False),
         compute=Compute(means, "auto", 64, readers=1),

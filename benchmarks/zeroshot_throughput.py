@@ -27,7 +27,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, pipeline
 
-from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.run import ComputeOptions
 from vitdomains.core.process import physical_cores, restart_with_tuned_allocator
 from vitdomains.zeroshot.embeddings.store import TilePlan, plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, label_tiles
@@ -84,7 +84,9 @@ def bare(towers: Towers, seconds: float) -> float:
     return count / (time.perf_counter() - begin)
 
 
-def labelled(towers: Towers, plan: TilePlan, out: Path, classes: str, index: Path, means: Means) -> tuple[float, float]:
+def labelled(
+    towers: Towers, plan: TilePlan, out: Path, classes: str, index: Path, means: ComputeOptions
+) -> tuple[float, float]:
     """Tiles per second of a whole labelling, and of the time behind its first finished shard."""
     stamps: list[tuple[float, int]] = []
 
@@ -152,7 +154,7 @@ def main() -> None:
         files = sorted(write_jpegs(root / "tiles", max(args.tiles, args.relabel)).iterdir())
         found: dict[str, Any] = {"tiles": args.tiles, "rounds": []}
         fresh = _fresh(root)
-        inline = Means(shard_size=512)
+        inline = ComputeOptions(shard_size=512)
         plan = plan_tiles(files[: args.tiles])
         labelled(towers, plan_tiles(files[:BATCH]), fresh("warm"), CLASSES, fresh("warm"), inline)
         for _ in range(args.rounds):
@@ -173,7 +175,7 @@ def main() -> None:
         found["relabel"] = {"tiles": args.relabel, "first_pass": first, "other_classes": again, "ratio": again / first}
         small = max(8, args.tiles // 32)
         for executor in ("processes", "ray"):
-            means = Means(executor, 2, 1, shard_size=small)  # type: ignore[arg-type]
+            means = ComputeOptions(executor, 2, 1, shard_size=small)  # type: ignore[arg-type]
             _, steady = labelled(towers, plan, fresh("out"), CLASSES, fresh("index"), means)
             found[f"{executor}_2x1"] = steady
         found["ray_over_processes"] = found["ray_2x1"] / found["processes_2x1"]

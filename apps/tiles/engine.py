@@ -15,8 +15,10 @@ from apps.shared.bundle_info import BundleInfo
 from apps.shared.loading import LoadedModel
 from apps.shared.memo import HEAT_FAILURES_KEPT, Memo
 from apps.viewer import Picture, heat_picture
-from vitdomains.core.geo.read.http import is_remote
-from vitdomains.core.geo.read.scene_paths import BESIDE, files_of, find_input
+from vitdomains.core.geo.map.tiles_table import read_known
+from vitdomains.core.geo.read.http import is_remote, shown
+from vitdomains.core.geo.read.metadata import PixelMetadata, from_options
+from vitdomains.core.geo.read.scene_paths import files_of, find_input, join_files
 from vitdomains.satellite.sensors import catalogue_names
 
 if TYPE_CHECKING:
@@ -65,11 +67,15 @@ class TileEngine:
 
         asked = self._options
         spec = scene_spec(self._model.predictor.bundle.preprocess, asked.sensor, asked.bands)
-        pixels, _ = read_scene(
-            self.path, extent, spec, resolution=asked.resolution, crs=asked.crs, baseline=asked.baseline
-        )
+        pixels, _ = read_scene(self.path, extent, spec, resolution=asked.resolution, crs=asked.crs, known=self._known())
         made = np.asarray(prepare(pixels, spec))
         return (made[None] if made.ndim == 2 else np.ascontiguousarray(made.transpose(2, 0, 1))), pixels.shape[:2]
+
+    def _known(self) -> dict[str, PixelMetadata]:
+        """What is said of the numbers of the scene's files: the table of tiles knows what ``map`` did."""
+        said = from_options(baseline=self._options.baseline)
+        known = read_known(self._options.tiles)
+        return {shown(file): said.over(known.get(shown(file), PixelMetadata())) for file in files_of(self.path)}
 
     def _heat(self, extent: Extent, name: str, method: str) -> Picture:
         from vitdomains.core.data.preprocess import geometry
@@ -94,5 +100,5 @@ def scene_path(scene: str, asset: str = "", sensor: str = "", bands: Sequence[st
     Raises:
         ImageError: It is not clear which of an item's assets were mapped.
     """
-    found = find_input(scene, asset=asset, bands=catalogue_names(sensor, bands)).path
-    return BESIDE.join(file if is_remote(file) else str(Path(file).resolve()) for file in files_of(found))
+    found = find_input(scene, asset=asset, bands=catalogue_names(sensor, bands))
+    return join_files([file if is_remote(file) else str(Path(file).resolve()) for file in found.files])

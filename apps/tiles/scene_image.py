@@ -266,7 +266,7 @@ def band_roles(info: RasterInfo, sensor: str = "", words: tuple[str, ...] = ()) 
         hits = hits or [i for i, name in zip(info.indexes, info.bands, strict=False) if name.lower() in names]
         if not hits and known is not None:
             try:
-                hits = [*match_bands(info.bands or info.count, known, [role], path=info.path)]
+                hits = [*match_bands(info.bands or info.count, known, [role], path=info.path, indexes=info.indexes)]
             except ImageError:
                 continue
         if hits:

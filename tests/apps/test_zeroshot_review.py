@@ -34,7 +34,7 @@ from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.files import file_sha256
-from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.run import ComputeOptions
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.review.store import Answer, Decision, ReviewStore
 from vitdomains.zeroshot.embeddings.store import plan_tiles
@@ -46,7 +46,7 @@ from vitdomains.zeroshot.students.student import read_reviewed, read_tiles
 SCRIPT = Path(__file__).resolve().parents[2] / "apps" / "zeroshot_review.py"
 CLASSES = "forest, river or lake, residential buildings, parking lot"
 NAMES = tuple(CLASSES.split(", "))
-EXACT = Compute(Means(shard_size=32), "fp32", batch_size=8)
+EXACT = Compute(ComputeOptions(shard_size=32), "fp32", batch_size=8)
 TILES = 40  # that can be read, all different
 
 

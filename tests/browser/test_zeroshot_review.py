@@ -15,7 +15,7 @@ from tests.browser.watched import Watched
 from tests.zeroshot import tiny
 from vitdomains import satellite
 from vitdomains.core.config.parse import parse_config
-from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.run import ComputeOptions
 from vitdomains.core.review.store import ReviewStore
 from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, label_tiles
@@ -38,7 +38,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("labels")
     tiny.clip().save(folder / "clip")
     tiny.write_tiles(folder / "tiles", TILES)
-    compute = Compute(Means(shard_size=64), "fp32", batch_size=8)
+    compute = Compute(ComputeOptions(shard_size=64), "fp32", batch_size=8)
     label_tiles(load_towers(folder / "clip"), read_classes(CLASSES), plan_tiles([folder / "tiles"]), folder / "labels",
                 compute=compute)  # fmt: skip
     return folder / "labels"

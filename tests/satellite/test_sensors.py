@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-import logging
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+from rasterio.enums import ColorInterp
 
 from tests.core.geo.rasters import ramp, write
 from vitdomains.core.errors import ConfigError, ImageError
+from vitdomains.core.geo.read.metadata import PixelMetadata, from_options, known_of
+from vitdomains.core.geo.read.raster import close_all, describe_raster
 from vitdomains.satellite import DOMAIN, sensors
 from vitdomains.satellite.data import statistics
 from vitdomains.satellite.data.statistics import band_statistics, statistics_command
@@ -22,7 +27,6 @@ from vitdomains.satellite.sensors import (
     published_statistics,
     read_bands,
     sensor_named,
-    to_units,
 )
 
 
@@ -80,32 +84,52 @@ def test_number_beyond_the_files_bands_is_an_error() -> None:
         match_bands(3, sensor_named("sentinel2_l1c"), ["B04=4"])
 
 
+def test_an_alpha_band_between_others_is_counted_as_gdal_does(tmp_path: Path) -> None:
+    """(red, alpha, green, blue): a position among the others would read green as blue."""
+    kinds = (ColorInterp.red, ColorInterp.alpha, ColorInterp.green, ColorInterp.blue)
+    pixels = np.full((4, 8, 8), 255, np.uint8)
+    pixels[[0, 2, 3]] = np.array([51, 102, 204], np.uint8)[:, None, None]
+    path = write(tmp_path / "a.tif", pixels, colorinterp=kinds)
+    found = read_bands(path, sensor_named("rgb"), ["blue", "red", "green"])
+    np.testing.assert_allclose(found.pixels[:, 0, 0], [0.8, 0.2, 0.4], atol=1e-6)
+    assert read_bands(path, sensor_named("rgb"), ["blue=4", "green=3"]).pixels[:, 0, 0] == pytest.approx([0.8, 0.4])
+    with pytest.raises(ImageError, match="no band red=2"):
+        read_bands(path, sensor_named("rgb"), ["red=2"])
+
+
 @pytest.mark.parametrize(
-    ("given", "offset"),
+    ("said", "tags", "name", "offset"),
     [
-        ({"baseline": "03.01"}, 0.0),
-        ({"baseline": "04.00"}, -1000.0),
-        ({"baseline": "N0510"}, -1000.0),
-        ({"baseline": "harmonized", "name": "S2A_MSIL2A_20220725_N0400_R108.tif"}, 0.0),
-        ({"tags": {"PROCESSING_BASELINE": "04.00"}}, -1000.0),
-        ({"tags": {"PROCESSING_BASELINE": "02.14"}}, 0.0),
-        ({"tags": {"BOA_ADD_OFFSET_B2": "-1000", "BOA_ADD_OFFSET_B3": "-1000"}}, -1000.0),
-        ({"tags": {"RADIO_ADD_OFFSET": "-1000"}}, -1000.0),
-        ({"tags": {"earthsearch:boa_offset_applied": "True", "PROCESSING_BASELINE": "04.00"}}, 0.0),
-        ({"tags": {"PRODUCT_URI": "S2B_MSIL1C_20230101T101329_N0509_R022_T33UUP_20230101T120000.SAFE"}}, -1000.0),
-        ({"name": "S2A_MSIL2A_20210725T101031_N0301_R022.tif"}, 0.0),
-        ({"name": "scene.tif", "tags": {"AREA_OR_POINT": "Area"}}, None),
+        ({"baseline": "03.01"}, {}, "a.tif", 0.0),
+        ({"baseline": "N0510"}, {}, "a.tif", -1000.0),
+        ({"baseline": "harmonized"}, {}, "S2A_MSIL2A_20220725T1_N0400_R108.tif", 0.0),
+        ({"baseline": "harmonized"}, {"BOA_ADD_OFFSET": "-1000"}, "a.tif", 0.0),
+        ({}, {"PROCESSING_BASELINE": "04.00"}, "a.tif", -1000.0),
+        ({}, {"PROCESSING_BASELINE": "02.14"}, "S2A_MSIL2A_20220725T1_N0400_R108.tif", 0.0),
+        ({}, {"BOA_ADD_OFFSET_B2": "-1000", "BOA_ADD_OFFSET_B3": "-1000"}, "a.tif", -1000.0),
+        ({}, {"RADIO_ADD_OFFSET": "-1000"}, "a.tif", -1000.0),
+        ({}, {"earthsearch:boa_offset_applied": "True", "PROCESSING_BASELINE": "04.00"}, "a.tif", 0.0),
+        ({}, {"PRODUCT_URI": "S2B_MSIL1C_20230101T101329_N0509_R022_T33UUP_20230101T120000.SAFE"}, "a.tif", -1000.0),
+        ({}, {}, "S2A_MSIL2A_20210725T101031_N0301_R022.tif", 0.0),
+        ({}, {}, "S2B_MSIL2A_20230821T221941_N0509_R029_T33TWN_20230822T021825.SAFE/G/B04.jp2", -1000.0),
+        ({}, {}, "S2A_MSIL2A_20210725T101031_N0301_R022/x_N0509_y/B04.tif", -1000.0),
+        ({}, {"AREA_OR_POINT": "Area"}, "scene.tif", None),
+        ({}, {}, "S2A_MSIL2A_20170613T101031_N9999_R022_T33UUP_26_57.tif", None),
     ],
 )
-def test_offset_of_2022_by_baseline_tag_or_name(given: dict[str, object], offset: float | None) -> None:
-    assert add_offset(**given) == offset  # type: ignore[arg-type]
+def test_the_offset_of_2022_by_option_tag_and_name(
+    tmp_path: Path, said: dict[str, str], tags: dict[str, str], name: str, offset: float | None
+) -> None:
+    info = replace(describe_raster(write(tmp_path / "a.tif", ramp(1, 8, 8))), tags=tags, path=f"/data/{name}")
+    assert add_offset(known_of(info, from_options(**said))) == offset
 
 
-def test_offsets_that_make_no_sense_are_refused() -> None:
+def test_offsets_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'winter' is no processing baseline"):
-        add_offset("winter")
+        from_options(baseline="winter")
+    info = describe_raster(write(tmp_path / "a.tif", ramp(1, 8, 8)))
     with pytest.raises(ConfigError, match="different offsets"):
-        add_offset(tags={"BOA_ADD_OFFSET_1": "-1000", "BOA_ADD_OFFSET_2": "0"})
+        known_of(replace(info, tags={"BOA_ADD_OFFSET_1": "-1000", "BOA_ADD_OFFSET_2": "0"}))
 
 
 def test_the_same_ground_has_the_same_reflectance_before_and_after_the_offset(tmp_path: Path) -> None:
@@ -119,25 +143,65 @@ def test_the_same_ground_has_the_same_reflectance_before_and_after_the_offset(tm
     assert first.bands == ("B04",)
 
 
-def test_unknown_baseline_is_warned_of(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_an_unknown_baseline_is_refused_with_the_key_that_settles_it(tmp_path: Path) -> None:
+    path, sensor = write(tmp_path / "a.tif", ramp(12, 24, 24)), sensor_named("sentinel2_l2a")
+    with pytest.raises(ImageError, match=r"a\.tif: does not say its processing baseline.*--baseline or data\.baseline"):
+        read_bands(path, sensor, ["red"])
+    old, new = (read_bands(path, sensor, ["red"], known=PixelMetadata(baseline=b)).pixels for b in ("02.14", "05.09"))
+    np.testing.assert_allclose(old - new, 0.1, atol=1e-6)
+    assert (read_bands(path, sensor, ["red"], otherwise=PixelMetadata(baseline="05.09")).pixels == new).all()
+    named = write(tmp_path / "S2A_MSIL2A_20210101T101031_N0214_T33.tif", ramp(12, 24, 24))
+    assert (read_bands(named, sensor, ["red"], otherwise=PixelMetadata(baseline="05.09")).pixels == old).all()
+
+
+@pytest.mark.parametrize(
+    ("sensor", "dtype", "value", "profile", "found"),
+    [
+        # integers: the sensor's scale and offset
+        ("landsat8_l2", "uint16", 10_000, {}, 0.075),
+        ("landsat8_l1", "uint16", 10_000, {}, 0.1),
+        ("sentinel2_l2a", "uint16", 3000, {"tags": {"PROCESSING_BASELINE": "05.09"}}, 0.2),
+        ("rgb", "uint8", 204, {}, 0.8),
+        # floating point: physical or stored by its range
+        ("sentinel2_l2a", "float32", 0.25, {}, 0.25),
+        ("landsat8_l2", "float32", 0.25, {}, 0.25),
+        ("landsat8_l2", "float32", 10_000, {}, 0.075),
+        ("sentinel2_l2a", "float64", 3000, {"tags": {"PROCESSING_BASELINE": "02.09"}}, 0.3),
+        ("rgb", "float32", 0.5, {}, 0.5),
+        ("rgb", "float32", 51, {}, 0.2),
+        ("sentinel1_grd", "float32", -12.5, {}, -12.5),
+        # what the file declares
+        ("sentinel2_l2a", "uint16", 3000, {"scale": 1e-4, "offset": -0.1}, 0.2),
+        ("sentinel2_l2a", "uint16", 3000, {"scale": 1e-4, "tags": {"PROCESSING_BASELINE": "05.09"}}, 0.2),
+        ("landsat8_l1", "uint16", 10_000, {"scale": 2.75e-5, "offset": -0.2}, 0.075),
+        ("sentinel1_grd", "int16", -1250, {"scale": 0.01}, -12.5),
+        ("sentinel2_l2a", "float32", 10.0, {"tags": {"PIXEL_UNITS": "physical"}}, 10.0),
+        # in doubt
+        ("sentinel2_l2a", "float32", 14.0, {}, None),
+        ("sentinel2_l2a", "uint8", 90, {}, None),
+        ("sentinel1_grd", "uint16", 300, {}, None),
+        ("sentinel1_grd", "float32", 0.04, {}, None),
+    ],
+)  # fmt: skip
+def test_units_by_type_tags_and_range(
+    tmp_path: Path, sensor: str, dtype: str, value: float, profile: dict[str, Any], found: float | None
 ) -> None:
-    monkeypatch.setattr(sensors, "_warned", set())
-    path = write(tmp_path / "a.tif", ramp(12, 24, 24))
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            read_bands(path, sensor_named("sentinel2_l2a"), ["red"])
-    assert [record.message.count("processing baseline") for record in caplog.records] == [1]
-
-
-def test_units() -> None:
-    stored = np.array([[[0.0, 10_000, 43_636]]], np.float32)
-    np.testing.assert_allclose(to_units(stored, sensor_named("landsat8_l2")), [[[-0.2, 0.075, 0.99999]]], atol=1e-5)
-    np.testing.assert_allclose(to_units(stored, sensor_named("landsat8_l1")), [[[-0.1, 0.1, 0.77272]]], atol=1e-5)
-    np.testing.assert_allclose(
-        to_units(stored, sensor_named("sentinel2_l2a"), -1000.0), [[[-0.1, 0.9, 4.2636]]], atol=1e-5
-    )
-    assert to_units(np.full((3, 1, 1), 255, np.float32), sensor_named("rgb")).max() == pytest.approx(1.0)
+    chosen = sensor_named(sensor)
+    path = write(tmp_path / "a.tif", np.full((1, 20, 20), value, dtype))
+    with rasterio.open(path, "r+") as file:
+        file.scales, file.offsets = (profile.get("scale", 1.0),), (profile.get("offset", 0.0),)
+        file.update_tags(**profile.get("tags", {}))
+    close_all()
+    wanted = [f"{chosen.bands[0].name}=1"]
+    if found is None:
+        with pytest.raises(ImageError, match=r"a\.tif: holds .* or stored numbers of it.*data\.units"):
+            read_bands(path, chosen, wanted)
+        settled = {units: read_bands(path, chosen, wanted, known=PixelMetadata(units=units, baseline="02.00"))
+                   for units in ("stored", "physical")}  # fmt: skip
+        assert settled["physical"].pixels[0, 0, 0] == np.float32(value)
+        assert settled["stored"].pixels[0, 0, 0] == pytest.approx(value * chosen.scale + chosen.offset)
+    else:
+        assert read_bands(path, chosen, wanted).pixels[0, 9, 9] == pytest.approx(found, abs=1e-6)
 
 
 def test_published_statistics_are_in_the_sensors_unit_and_order() -> None:

@@ -1,4 +1,4 @@
-"""What the numbers of a file mean: its bands matched to a sensor's, the 2022 offset, physical units, published statistics.
+"""Sensors: bands matched to those of a file, physical units, Sentinel-2's offset of 2022, published statistics.
 
 A model sees reflectance or decibels, normalised by statistics of a whole data set. No tile is stretched by its own extremes:
 that would make a dark lake and a bright roof look alike.
@@ -6,7 +6,6 @@ that would make a dark lake and a bright roof look alike.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.read.raster import Extent, Window, describe_raster, read_window
-
-# --------------------
-# The sensors: their bands, scale and offset, and the statistics that were published, each with its source.
+from vitdomains.core.geo.read.metadata import HARMONIZED, NOTHING_KNOWN, PixelMetadata, Units, known_of, same_scale
+from vitdomains.core.geo.read.pixels import refuse_palette
+from vitdomains.core.geo.read.raster import Extent, RasterInfo, Window, describe_raster, read_window, value_range
 
 
 @dataclass(frozen=True)
@@ -193,16 +191,17 @@ SENSORS: dict[str, Sensor] = {
 }  # fmt: skip
 
 
-__all__ = [
-    "SENSORS", "Band", "Sensor", "Statistics", "add_offset", "band_named", "catalogue_names", "match_bands",
-    "published_statistics", "read_bands", "sensor_named", "to_units",
-]  # fmt: skip
-
-logger = logging.getLogger(__name__)
-
-_OFFSET_SINCE = (4, 0)  # processing baseline of Sentinel-2
-_BASELINE_IN_NAME = re.compile(r"_N(\d{2})(\d{2})_")
-_warned: set[str] = set()
+BASELINE_HELP = "Sentinel-2's processing baseline, such as 05.09, or harmonized; default: as the files say"
+UNITS_HELP = "numbers are the sensor's stored ones, or in its unit already; default: as the files say"
+_OFFSET_SINCE = "04.00"  # processing baseline of Sentinel-2
+_REFLECTANCE_UP_TO, _NUMBERS_FROM = (
+    2.0,
+    200.0,
+)  # no reflectance is above the one, no scene of stored numbers below the other
+_SETTLE = (
+    "Say which: --units or data.units, stored or physical; or write it into the file: "
+    "`gdal_edit.py -mo PIXEL_UNITS=stored FILE`."
+)
 
 
 def sensor_named(name: str) -> Sensor:
@@ -240,7 +239,12 @@ def catalogue_names(sensor: str, bands: Sequence[str]) -> list[set[str]]:
 
 
 def match_bands(
-    found: Sequence[str] | int, sensor: Sensor, wanted: Sequence[str] = (), *, path: str | Path = "the raster"
+    found: Sequence[str] | int,
+    sensor: Sensor,
+    wanted: Sequence[str] = (),
+    *,
+    path: str | Path = "the raster",
+    indexes: Sequence[int] = (),
 ) -> tuple[int, ...]:
     """Which of a file's bands are the wanted ones.
 
@@ -252,36 +256,37 @@ def match_bands(
         wanted: Names or aliases, in the order of the model's channels; none: all of the sensor's. ``B04=3`` says that B04
             is the file's third band, for files without names.
         path: For the message.
+        indexes: GDAL's numbers of the bands in ``found`` (``info.indexes``), which leave out an alpha band; none: 1, 2, ...
 
     Returns:
-        Numbers of bands, from 1, as ``read_window`` takes them.
+        GDAL's numbers of the bands, as ``read_window`` takes them.
 
     Raises:
         ConfigError: The sensor has no such band.
         ImageError: The file has it not, or twice; what it has is listed.
     """
     names = () if isinstance(found, int) else tuple(found)
-    count = found if isinstance(found, int) else len(names)
-    numbers = []
+    numbered = tuple(indexes) or tuple(range(1, (found if isinstance(found, int) else len(names)) + 1))
+    chosen = []
     for name in wanted or tuple(band.name for band in sensor.bands):
         band = band_named(sensor, name)
-        number = name.partition("=")[2]
+        number = name.partition("=")[2].strip()
         if number:
-            hits = [int(number)] if number.isdigit() and 1 <= int(number) <= count else []
+            hits = [int(number)] if number.isdigit() and int(number) in numbered else []
         elif names:
-            hits = [index for index, text in enumerate(names, start=1) if _is_band(text, band)]
+            hits = [index for index, text in zip(numbered, names, strict=True) if _is_band(text, band)]
         else:
-            hits = [sensor.bands.index(band) + 1] if count == len(sensor.bands) else []
+            hits = [numbered[sensor.bands.index(band)]] if len(numbered) == len(sensor.bands) else []
         if len(hits) != 1:
             raise ImageError(
                 path,
                 f"has {'no band' if not hits else f'{len(hits)} bands'} {name} of {sensor.title} ({_listed(sensor)})",
                 tag="bands",
-                value=list(names) if names else f"{count} without names",
-                hint=f"Say which one it is by its number: {band.name}=1; or name the file's bands (`rio edit-info`).",
+                value=list(names) if names else f"{len(numbered)} without names",
+                hint=f"Say which one it is by its number, {band.name}=1 in --bands or data.bands; or name the file's bands.",
             )
-        numbers += hits
-    return tuple(numbers)
+        chosen += hits
+    return tuple(chosen)
 
 
 def _plain(text: str) -> str:
@@ -304,59 +309,19 @@ def _listed(sensor: Sensor) -> str:
     return ", ".join(f"{band.name} {band.aliases[0]}".strip() if band.aliases else band.name for band in sensor.bands)
 
 
-def add_offset(baseline: str = "", tags: Mapping[str, str] | None = None, name: str = "") -> float | None:
+def add_offset(known: PixelMetadata) -> float | None:
     """What is to be added to Sentinel-2's stored numbers before they are scaled: -1000 since processing baseline 04.00.
 
     From 25 January 2022 on reflectance = (DN + offset) / 10000, with BOA_ADD_OFFSET (L2A) or RADIO_ADD_OFFSET (L1C) of -1000
     (ESA, "Sentinel-2 products specification document", and the announcement of baseline 04.00). Archives that took it off
-    again (Earth Engine's HARMONIZED collections, ``earthsearch:boa_offset_applied``) need 0. The first of these that says
-    something decides:
-
-    Args:
-        baseline: The processing baseline, such as ``"04.00"`` or ``"N0400"``, or ``"harmonized"``.
-        tags: Metadata of the file: ``earthsearch:boa_offset_applied``, ``BOA_ADD_OFFSET...`` or ``RADIO_ADD_OFFSET...``,
-            ``PROCESSING_BASELINE``, ``PRODUCT_URI``.
-        name: Name of the file or product, which holds ``_N0400_``.
+    again (Earth Engine's HARMONIZED collections, ``earthsearch:boa_offset_applied``) need 0.
 
     Returns:
-        -1000.0, 0.0, or the tag's value; None where nothing says it.
-
-    Raises:
-        ConfigError: The baseline is none, or the tags give another offset for each band.
+        -1000.0, 0.0, or what the file says itself; None where nothing says it.
     """
-    if baseline:
-        return 0.0 if baseline.lower() == "harmonized" else _offset_of(baseline)
-    tags = {key.upper(): value for key, value in (tags or {}).items()}
-    if tags.get("EARTHSEARCH:BOA_OFFSET_APPLIED", "").lower() == "true":
-        return 0.0
-    given = {float(value) for key, value in tags.items() if key.startswith(("BOA_ADD_OFFSET", "RADIO_ADD_OFFSET"))}
-    if len(given) > 1:
-        raise ConfigError(
-            f"Sentinel-2: bands with different offsets {sorted(given)}.", hint="Write them out as reflectance."
-        )
-    if given:
-        return given.pop()
-    if "PROCESSING_BASELINE" in tags:
-        return _offset_of(tags["PROCESSING_BASELINE"])
-    found = _BASELINE_IN_NAME.search(tags.get("PRODUCT_URI", "")) or _BASELINE_IN_NAME.search(name)
-    return _offset_of(".".join(found.groups())) if found else None
-
-
-def _offset_of(baseline: str) -> float:
-    found = re.fullmatch(r"N?(\d{2})\.?(\d{2})", baseline.strip())
-    if found is None:
-        raise ConfigError(
-            f"Sentinel-2: {baseline!r} is no processing baseline.", hint="Give it as 04.00, or harmonized."
-        )
-    return -1000.0 if (int(found[1]), int(found[2])) >= _OFFSET_SINCE else 0.0
-
-
-def to_units(pixels: npt.NDArray[np.float32], sensor: Sensor, shift: float = 0.0) -> npt.NDArray[np.float32]:
-    """Stored numbers in the sensor's unit: (number + ``shift``) x scale + offset, float32 of the same shape."""
-    # One multiplication and one addition, in float32: the constants are worked out before.
-    units = pixels * np.float32(sensor.scale)
-    units += np.float32(shift * sensor.scale + sensor.offset)
-    return units
+    if known.add_offset is not None or not known.baseline:
+        return known.add_offset
+    return -1000.0 if known.baseline != HARMONIZED and known.baseline >= _OFFSET_SINCE else 0.0
 
 
 def published_statistics(sensor: Sensor, bands: Sequence[str] = ()) -> tuple[tuple[float, ...], tuple[float, ...], str]:
@@ -382,7 +347,8 @@ def read_bands(
     wanted: Sequence[str] = (),
     window: Extent | None = None,
     *,
-    baseline: str = "",
+    known: PixelMetadata = NOTHING_KNOWN,
+    otherwise: PixelMetadata = NOTHING_KNOWN,
     resolution: float | None = None,
     crs: str | None = None,
 ) -> Window:
@@ -393,36 +359,110 @@ def read_bands(
         sensor: What took the image.
         wanted: As for ``match_bands``.
         window: As for ``read_window``.
-        baseline: Sentinel-2's, where neither tags nor name of the file say it (see ``add_offset``). Unknown counts as
-            before 04.00, which is warned of once.
+        known: What is said of the file's numbers; goes before what the file says (``core/geo/read/metadata.py``).
+        otherwise: What to go by where neither says it.
         resolution: As for ``read_window``.
         crs: As for ``read_window``.
 
     Raises:
-        ImageError: As for ``read_window`` and ``match_bands``.
-        ConfigError: As for ``band_named`` and ``add_offset``.
+        ImageError: As for ``read_window`` and ``match_bands``; or it is in doubt what the numbers mean (``scaling``).
+        ConfigError: As for ``band_named`` and ``from_file``.
     """
     info = describe_raster(path)
-    numbers = match_bands(info.bands or info.count, sensor, wanted, path=path)
-    shift = _shift(sensor, baseline, info.tags, Path(path).name)
+    numbers, scales, offsets = plan_bands(info, sensor, wanted, known=known, otherwise=otherwise)
     found = read_window(path, window, bands=numbers, resolution=resolution, crs=crs)
-    pixels = to_units(found.pixels, sensor, shift)
+    pixels = found.pixels
+    if (scales != 1).any() or offsets.any():
+        pixels = pixels * scales[:, None, None] + offsets[:, None, None]
     if not found.valid.all():
         np.copyto(pixels, 0, where=~found.valid)
     names = tuple(band_named(sensor, name).name for name in wanted) or tuple(band.name for band in sensor.bands)
     return replace(found, pixels=pixels, bands=names)
 
 
-def _shift(sensor: Sensor, baseline: str, tags: Mapping[str, str], name: str) -> float:
+def plan_bands(
+    info: RasterInfo,
+    sensor: Sensor,
+    wanted: Sequence[str] = (),
+    *,
+    known: PixelMetadata = NOTHING_KNOWN,
+    otherwise: PixelMetadata = NOTHING_KNOWN,
+) -> tuple[tuple[int, ...], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """GDAL's numbers [C] of the wanted bands, and scale and offset [C] into the sensor's unit: as ``read_bands``."""
+    refuse_palette(info)
+    found = known_of(info, known)
+    numbers = match_bands(found.bands or info.count, sensor, wanted, path=info.path, indexes=info.indexes)
+    places = [info.indexes.index(number) for number in numbers]
+    pairs = [scaling(info, sensor, found, otherwise, place) for place in places]
+    return (
+        numbers,
+        np.array([scale for scale, _ in pairs], np.float32),
+        np.array([shift for _, shift in pairs], np.float32),
+    )
+
+
+def scaling(
+    info: RasterInfo, sensor: Sensor, known: PixelMetadata, otherwise: PixelMetadata, place: int
+) -> tuple[float, float]:
+    """Scale and offset that bring the band at ``place`` (from 0, without alpha) into the sensor's unit.
+
+    Of what can disagree this is believed, in this order:
+
+    1. ``units``, where the user or the file says them: physical numbers stay as they are.
+    2. The file's own scale and offset, where it declares an offset or another scale than the sensor's.
+    3. Floating point: the range of the values; up to 2 they are physical, from 200 on stored numbers, between is doubt.
+    4. The sensor's scale and offset, with Sentinel-2's of 2022 by processing baseline.
+
+    Raises:
+        ImageError: In doubt: floating point of neither range, 8 bits where the sensor has more, decibels that are none,
+            an unknown baseline of Sentinel-2.
+    """
+    own = (sensor.scale, sensor.offset)
+    units: str = known.units
+    if not units and known.scales:
+        declared = (known.scales[place], known.offsets[place])
+        if declared[1] or not (same_scale(declared[0], sensor.scale) or declared[0] == 1):
+            return declared
+    if not units:
+        units = _units_by_range(info, sensor) or otherwise.units
+        if not units:
+            low, high = value_range(info.path) or (0.0, 0.0)
+            raise ImageError(
+                info.path,
+                f"holds {info.dtype} from {low:g} to {high:g}: {sensor.unit} of {sensor.title}, or stored numbers of it?",
+                tag="units",
+                hint=_SETTLE,
+            )
+    if units == "physical":
+        return 1.0, 0.0
     if not sensor.name.startswith("sentinel2"):
-        return 0.0
-    shift = add_offset(baseline, tags, name)
-    if shift is None and sensor.name not in _warned:
-        _warned.add(sensor.name)
-        logger.warning(
-            "%s: neither tags nor name say the processing baseline of %s; taken as before 04.00, without the offset of "
-            "-1000. Where that is wrong reflectances are 0.1 too high.",
-            name,
-            sensor.title,
+        return own
+    shift = add_offset(known)
+    shift = add_offset(otherwise) if shift is None else shift
+    if shift is None:
+        raise ImageError(
+            info.path,
+            f"does not say its processing baseline, by which {sensor.title} is or is not 1000 higher",
+            tag="PROCESSING_BASELINE",
+            hint="Say it: --baseline or data.baseline, such as 05.09, or harmonized where the offset is off; or write it into "
+            "the file: `gdal_edit.py -mo PROCESSING_BASELINE=05.09 FILE`.",
         )
-    return shift or 0.0
+    return own[0], shift * own[0] + own[1]
+
+
+def _units_by_range(info: RasterInfo, sensor: Sensor) -> Units:
+    """Stored or physical, by type and range of the values; empty: in doubt."""
+    floating = info.dtype.startswith("float")
+    if sensor.unit == "dB":
+        low, _ = (value_range(info.path) or (-1.0, 0.0)) if floating else (0.0, 0.0)
+        return "physical" if low < 0 else ""
+    if not floating:
+        return "" if info.dtype in ("uint8", "int8") and sensor.scale < 1 / 255 else "stored"
+    if sensor.scale == 1:
+        return "stored"
+    found = value_range(info.path)
+    if found is None:
+        return "stored"  # no pixel holds data
+    if found[1] <= (_REFLECTANCE_UP_TO if sensor.scale < 1 / 255 else 1.0):
+        return "physical"
+    return "stored" if found[1] >= _NUMBERS_FROM or sensor.scale >= 1 / 255 else ""

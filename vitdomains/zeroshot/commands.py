@@ -360,10 +360,10 @@ def _towers(args: argparse.Namespace) -> Towers:
 
 
 def _compute(args: argparse.Namespace) -> Compute:
-    from vitdomains.core.geo.map.run import Means
+    from vitdomains.core.geo.map.run import ComputeOptions
     from vitdomains.zeroshot.labels.label import Compute
 
-    means = Means(args.executor, args.workers, args.threads, args.ray_address, args.num_gpus, args.shard_size)
+    means = ComputeOptions(args.executor, args.workers, args.threads, args.ray_address, args.num_gpus, args.shard_size)
     return Compute(means, args.precision, args.batch_size, args.readers, args.device)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.run import ComputeOptions
 from vitdomains.zeroshot.embeddings.store import plan_tiles
 from vitdomains.zeroshot.labels.label import Compute, Options, label_tiles
 from vitdomains.zeroshot.labels.prompts import read_classes
@@ -17,7 +17,7 @@ def main() -> int:
     """Label, or go on."""
     model, tiles, out, executor, workers = sys.argv[1:6]
     shard_size, tile = (int(word) for word in (sys.argv[6:8] + ["8", "0"][len(sys.argv) - 6 :]))
-    means = Means(executor, int(workers), 1, "", 0.0, shard_size)  # type: ignore[arg-type]
+    means = ComputeOptions(executor, int(workers), 1, "", 0.0, shard_size)  # type: ignore[arg-type]
     plan = plan_tiles([tiles], tile)
     compute = Compute(means, batch_size=8, readers=1)
     label_tiles(load_towers(model), read_classes(CLASSES), plan, out, options=Options(sheets=False), compute=compute)

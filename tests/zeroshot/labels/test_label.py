@@ -28,7 +28,7 @@ from tests.zeroshot.labels.label_job import CLASSES
 from vitdomains.core.bundle import read_bundle
 from vitdomains.core.data.preprocess import normalise, prepare
 from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.run import ComputeOptions
 from vitdomains.core.geo.map.tiles_table import probability_columns
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.zeroshot import DOMAIN
@@ -40,7 +40,7 @@ from vitdomains.zeroshot.models.towers import Towers, load_towers
 from vitdomains.zeroshot.students.student import read_tiles
 
 ROOT = Path(__file__).resolve().parents[3]
-EXACT = Compute(Means(shard_size=8), "fp32", batch_size=4)
+EXACT = Compute(ComputeOptions(shard_size=8), "fp32", batch_size=4)
 PROMPTS = read_classes(CLASSES)
 PROBABILITIES = probability_columns(PROMPTS.names)
 
@@ -250,7 +250,7 @@ def test_killed_and_resumed_labels_are_those_of_an_uninterrupted_run(
     job.wait()
     done = {file: file.stat().st_mtime_ns for file in out.glob("index/jobs/*/shards/*.json")}
     assert 0 < len(done) < 50
-    compute = Compute(Means(threads=1, shard_size=8), batch_size=8, readers=1)
+    compute = Compute(ComputeOptions(threads=1, shard_size=8), batch_size=8, readers=1)
     kept: list[bool] = []
 
     def look(phase: str, *_: object) -> None:

@@ -56,6 +56,10 @@ class Data:
     """Tiles: the sensor that gives bands their order, scale and statistics, e.g. sentinel2_l2a; empty: files as they are."""
     bands: list[str] = field(default_factory=list)
     """Tiles: bands to read, by name, in the order of the model's channels; empty: all of the file."""
+    baseline: str = ""
+    """Tiles: Sentinel-2's processing baseline where files do not say it, e.g. 05.09, or harmonized; empty: those are refused."""
+    units: Literal["", "stored", "physical"] = ""
+    """Tiles: whether numbers are the sensor's stored ones or in its unit already, where files leave it in doubt."""
     mean: list[float] = field(default_factory=list)
     """Mean per channel that is subtracted, in units of the image as read; empty: that of the weights or the sensor."""
     std: list[float] = field(default_factory=list)

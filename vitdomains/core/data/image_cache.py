@@ -76,6 +76,8 @@ class ImageCache:
             spec.fill,
             spec.bands,
             spec.sensor,
+            spec.baseline,
+            spec.units,
             spec.resample,
             variant,
         )

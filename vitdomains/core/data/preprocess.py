@@ -51,6 +51,10 @@ class PreprocessSpec:
     """Names of the bands that the reader takes from a file, in the order of the channels; empty: the file as it is."""
     sensor: str = ""
     """Name of the sensor that gives the bands their order and scale; empty: none is known."""
+    baseline: str = ""
+    """Sentinel-2's processing baseline of files that do not say theirs, or ``harmonized``; empty: those are refused."""
+    units: Literal["", "stored", "physical"] = ""
+    """Whether numbers of files that leave it in doubt are in the sensor's unit already; empty: those are refused."""
     resample: Resample = "area"
     """area: see ``resize_array``; bilinear, bicubic: the antialiased filters of Pillow and torchvision, as CLIP and SigLIP were
     trained with, and ``crop`` cuts after resizing."""
@@ -75,7 +79,8 @@ class PreprocessSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """A dictionary of JSON types."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        made = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {key: value for key, value in made.items() if value or key not in ("baseline", "units")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> PreprocessSpec:
@@ -86,7 +91,7 @@ class PreprocessSpec:
         """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
-        missing = sorted(known - {"storage", "fill", "bands", "sensor", "resample"} - set(values))
+        missing = sorted(known - {"storage", "fill", "bands", "sensor", "baseline", "units", "resample"} - set(values))
         if unknown or missing:
             raise ConfigError(
                 f"Preprocessing with unknown keys {unknown} and missing keys {missing}.",

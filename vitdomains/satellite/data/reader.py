@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.preprocess import PreprocessSpec, resize_array
 from vitdomains.core.domain import ReadImage
-from vitdomains.core.errors import ConfigError, ImageError
-from vitdomains.core.geo.read.raster import Extent, RasterInfo, Window, describe_raster, read_window
+from vitdomains.core.errors import ConfigError
+from vitdomains.core.geo.read.http import shown
+from vitdomains.core.geo.read.metadata import HARMONIZED, NOTHING_KNOWN, PixelMetadata, from_options
+from vitdomains.core.geo.read.pixels import band_numbers, filled, is_picture, last_axis, read_8_bit, read_picture, refuse_turned
+from vitdomains.core.geo.read.raster import Extent, Window, describe_raster, read_window
 from vitdomains.satellite.sensors import Sensor, band_named, published_statistics, read_bands, sensor_named
 
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
-PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+Known = Mapping[str, PixelMetadata]
+"""By file, without what signs an address: what was said of its numbers."""
+
+_BIGEARTHNET = re.compile(r"S2[AB]_MSIL2A_201[78]\d{4}T\d{6}_(N9999_|\d+_\d+_B)")
+"""Its patches of version 2 were processed anew, those of version 1 before the offset of 2022; neither says its baseline."""
+
+_HINT = "Say what took it, data.sensor; or name data.bands and give data.mean and data.std."
 
 
 def complete_spec(config: Config, spec: PreprocessSpec) -> PreprocessSpec:
@@ -55,9 +64,11 @@ def complete_spec(config: Config, spec: PreprocessSpec) -> PreprocessSpec:
             "data.bands without data.sensor: the scale of the values is not known.",
             hint="Set data.mean and data.std, e.g. from `python -m vitdomains.satellite statistics FILES`.",
         )
+    said = from_options(baseline=data.baseline, units=data.units)
     return replace(
-        spec, storage="float32", bands=bands, sensor=sensor.name if sensor else "", mean=mean, std=std, fill=0.0
-    )
+        spec, storage="float32", bands=bands, sensor=sensor.name if sensor else "", mean=mean, std=std, fill=0.0,
+        baseline=said.baseline, units=said.units,
+    )  # fmt: skip
 
 
 def reader(spec: PreprocessSpec) -> ReadImage:
@@ -66,10 +77,10 @@ def reader(spec: PreprocessSpec) -> ReadImage:
 
 
 def window_reader(
-    spec: PreprocessSpec, *, resolution: float | None = None, crs: str | None = None, baseline: str = ""
+    spec: PreprocessSpec, *, resolution: float | None = None, crs: str | None = None, known: Known | None = None
 ) -> Callable[[str, Extent], tuple[Array, Bools]]:
     """What reads windows of a scene for a model with this preprocessing; it travels to worker processes."""
-    return partial(read_pixels, spec=spec, resolution=resolution, crs=crs, baseline=baseline)
+    return partial(read_pixels, spec=spec, resolution=resolution, crs=crs, known=known or {})
 
 
 def read_image(path: str | Path, spec: PreprocessSpec | None = None) -> Array:
@@ -78,8 +89,8 @@ def read_image(path: str | Path, spec: PreprocessSpec | None = None) -> Array:
     Raises:
         ImageError: The file is not there, damaged, or does not have the bands; those that it has are listed.
     """
-    if Path(path).suffix.lower() in PICTURES and not (spec and (spec.sensor or spec.bands)):
-        return _read_picture(path)
+    if not (spec and (spec.sensor or spec.bands)) and is_picture(path):
+        return read_picture(path, hint=_HINT)
     return read_pixels(path, None, spec)[0]
 
 
@@ -90,7 +101,7 @@ def read_pixels(
     *,
     resolution: float | None = None,
     crs: str | None = None,
-    baseline: str = "",
+    known: Known | None = None,
 ) -> tuple[Array, Bools]:
     """A window of a raster as the model takes it.
 
@@ -99,7 +110,7 @@ def read_pixels(
         window: (column, row, width, height) in pixels, may reach over the edges; None: all of it.
         spec: The model's preprocessing. With a sensor or bands pixels are float32, else the file has to be of 8 bit.
         resolution, crs: Of the grid that is read, as for ``read_window``; None: the file's own.
-        baseline: Of Sentinel-2, as for ``read_bands``.
+        known: What was said of the numbers of files.
 
     Returns:
         Pixels [H, W, C] float32 or uint8, and which of them hold data [H, W]. A pixel without data is the mean of the data
@@ -109,83 +120,22 @@ def read_pixels(
         ImageError: As for ``read_window``; a band that the file does not have; other than 8 bits without a sensor.
     """
     if spec is None or not (spec.sensor or spec.bands):
-        return _read_8_bit(path, window, spec, resolution, crs)
+        mean, channels = (spec.mean, spec.channels) if spec else ((0.0,), 3)
+        return read_8_bit(path, window, mean, channels, resolution=resolution, crs=crs, hint=_HINT)
+    refuse_turned(path)
     if spec.sensor:
-        sensor = sensor_named(spec.sensor)
+        sensor, otherwise = sensor_named(spec.sensor), PixelMetadata(baseline=spec.baseline, units=spec.units)
         if window is None and (siblings := _band_files(Path(path), sensor, spec.bands)):
-            pixels, valid = _read_patch(siblings, sensor, Path(path))
-            return _filled(pixels, valid, spec.mean), valid
-        found = read_bands(path, sensor, spec.bands, window, baseline=baseline, resolution=resolution, crs=crs)
+            pixels, valid = _read_patch(siblings, sensor, Path(path), otherwise)
+            return filled(pixels, valid, spec.mean), valid
+        said = (known or {}).get(shown(str(path)), NOTHING_KNOWN)
+        found = read_bands(
+            path, sensor, spec.bands, window, known=said, otherwise=otherwise, resolution=resolution, crs=crs
+        )
     else:
-        numbers = _by_name(describe_raster(path), spec.bands)
+        numbers = band_numbers(describe_raster(path), spec.bands)
         found = read_window(path, window, bands=numbers, resolution=resolution, crs=crs)
-    return _filled(_last(found.pixels), found.valid, spec.mean), found.valid
-
-
-def _read_picture(path: str | Path) -> Array:
-    """uint8 [H, W, 3] RGB; the orientation flag is ignored, for tiles have no up."""
-    try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise ImageError(path, f"cannot be opened ({error.strerror or error})") from error
-    found = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION) if len(raw) else None
-    if found is None:
-        raise ImageError(path, "is no picture that can be decoded", hint="Is the download complete?")
-    return cv2.cvtColor(found, cv2.COLOR_BGR2RGB)
-
-
-def _read_8_bit(
-    path: str | Path,
-    window: Extent | None,
-    spec: PreprocessSpec | None,
-    resolution: float | None = None,
-    crs: str | None = None,
-) -> tuple[Array, Bools]:
-    info = describe_raster(path)
-    if info.dtype != "uint8":
-        raise ImageError(
-            path, "is no picture of 8 bits", tag="dtype", value=info.dtype,
-            hint="Say what took it, data.sensor; or name data.bands and give data.mean and data.std.",
-        )  # fmt: skip
-    channels = spec.channels if spec else 3
-    if info.count not in (1, channels):
-        has = f"{info.count} bands ({', '.join(info.bands) or 'without names'})"
-        raise ImageError(path, f"has {has}, the model takes {channels}", hint="Choose with data.sensor and data.bands.")
-    found = read_window(path, window, resolution=resolution, crs=crs)
-    mean = np.asarray(spec.mean if spec else (0.0,)) * 255
-    return _filled(_last(found.pixels.astype(np.uint8)), found.valid, np.rint(mean)), found.valid
-
-
-def _last(pixels: Array) -> Array:
-    """[C, H, W] to [H, W, C], a view: whoever needs another order in memory copies the part that he needs."""
-    return pixels.transpose(1, 2, 0)
-
-
-def _filled(pixels: Array, valid: Bools, mean: npt.ArrayLike) -> Array:
-    """``pixels`` [H, W, C] with the mean where there is no data, in place."""
-    if not valid.all():
-        values = np.asarray(mean)
-        values = values if len(values) in (1, pixels.shape[2]) else values.mean(keepdims=True)
-        values = np.broadcast_to(values.astype(pixels.dtype), pixels.shape[2])
-        for plane, value in zip(pixels.transpose(2, 0, 1), values, strict=True):  # a plane lies in one piece
-            np.copyto(plane, value, where=~valid)
-    return pixels
-
-
-def _by_name(info: RasterInfo, bands: tuple[str, ...]) -> list[int]:
-    """Numbers of bands that are named in the file, or given by number."""
-    numbers = []
-    for name in bands:
-        if name in info.bands:
-            numbers.append(info.bands.index(name) + 1)
-        elif name.isdigit() and 1 <= int(name) <= info.count:
-            numbers.append(int(name))
-        else:
-            raise ImageError(
-                info.path, f"has no band {name!r}", tag="bands", value=list(info.bands) or f"{info.count} without names",
-                hint="Give names of the file's bands, or their numbers from 1; or say the sensor.",
-            )  # fmt: skip
-    return numbers
+    return filled(last_axis(found.pixels), found.valid, spec.mean), found.valid
 
 
 def _band_files(path: Path, sensor: Sensor, bands: tuple[str, ...]) -> list[Path]:
@@ -197,14 +147,13 @@ def _band_files(path: Path, sensor: Sensor, bands: tuple[str, ...]) -> list[Path
     return [path.with_name(f"{stem}_{band_named(sensor, name).name}{path.suffix}") for name in bands]
 
 
-def _read_patch(files: list[Path], sensor: Sensor, reference: Path) -> tuple[Array, Bools]:
+def _read_patch(files: list[Path], sensor: Sensor, reference: Path, otherwise: PixelMetadata) -> tuple[Array, Bools]:
     """All bands on the grid of the reference; a coarser one is interpolated."""
-    # Scenes that were processed anew by their users (BigEarthNet v2) have no baseline of the archive and no offset.
-    baseline = "harmonized" if "_N0" not in reference.name else ""
+    known = PixelMetadata(baseline=HARMONIZED) if _BIGEARTHNET.match(reference.name) else NOTHING_KNOWN
     found: list[Window] = []
     for file in files:
         band = file.stem.rpartition("_")[2]
-        found.append(read_bands(file, sensor, [f"{band}=1"], baseline=baseline))
+        found.append(read_bands(file, sensor, [f"{band}=1"], known=known, otherwise=otherwise))
     height, width = describe_raster(reference).height, describe_raster(reference).width
     pixels = [resize_array(window.pixels[0], height, width) for window in found]
     valid = [resize_array(window.valid.astype(np.float32), height, width) > 0.5 for window in found]

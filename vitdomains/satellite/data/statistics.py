@@ -15,9 +15,11 @@ from vitdomains.core.data.folders import folder_manifest
 from vitdomains.core.domain import Domain
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.files import write_text
+from vitdomains.core.geo.read.metadata import NOTHING_KNOWN, PixelMetadata, from_options, parse_bands
+from vitdomains.core.geo.read.pixels import band_numbers
 from vitdomains.core.geo.read.raster import Extent, Window, describe_raster, read_window
 from vitdomains.core.terminal import OnProgress, console, shown_progress
-from vitdomains.satellite.sensors import Sensor, read_bands, sensor_named
+from vitdomains.satellite.sensors import BASELINE_HELP, UNITS_HELP, Sensor, read_bands, sensor_named
 
 BLOCK = 1024  # pixels a side that are read at a time
 
@@ -40,7 +42,7 @@ def band_statistics(
     sensor: Sensor | None = None,
     bands: Sequence[str] = (),
     *,
-    baseline: str = "",
+    known: PixelMetadata = NOTHING_KNOWN,
     on_progress: OnProgress = lambda phase, done, total, text: None,
 ) -> BandStatistics:
     """Measure the bands of many rasters.
@@ -52,7 +54,7 @@ def band_statistics(
         paths: Local files or http(s) addresses.
         sensor: What took them; None: stored numbers, all files with the same number of bands.
         bands: As for ``match_bands``; without a sensor as for ``read_window``.
-        baseline: As for ``read_bands``.
+        known: As for ``read_bands``, of all files.
         on_progress: Called with ("read", done, total, text) after each file.
 
     Raises:
@@ -63,7 +65,7 @@ def band_statistics(
     names: tuple[str, ...] = ()
     mean = square = np.zeros(0)
     for done, path in enumerate(paths, start=1):
-        for window in _windows(path, sensor, bands, baseline):
+        for window in _windows(path, sensor, bands, known):
             if len(window.bands) != len(mean) and len(mean):
                 raise ImageError(path, f"has {len(window.bands)} bands, and the files before it {len(mean)}")
             if not len(mean):
@@ -96,15 +98,15 @@ def _merged(
     return total, mean + step * added / total, square + block_square + step**2 * count * added / total
 
 
-def _windows(path: str | Path, sensor: Sensor | None, bands: Sequence[str], baseline: str) -> Iterator[Window]:
+def _windows(path: str | Path, sensor: Sensor | None, bands: Sequence[str], known: PixelMetadata) -> Iterator[Window]:
     info = describe_raster(path)
     for row in range(0, info.height, BLOCK):
         for column in range(0, info.width, BLOCK):
             extent: Extent = (column, row, min(BLOCK, info.width - column), min(BLOCK, info.height - row))
             if sensor is None:
-                yield read_window(path, extent, bands=bands or None)
+                yield read_window(path, extent, bands=band_numbers(info, bands) if bands else None)
             else:
-                yield read_bands(path, sensor, bands, extent, baseline=baseline)
+                yield read_bands(path, sensor, bands, extent, known=known)
 
 
 def statistics_command(domain: Domain, argv: list[str]) -> int:
@@ -117,9 +119,8 @@ def statistics_command(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--sensor", default="", help="what took them; left out: numbers as stored")
     parser.add_argument("--bands", default="", help="names by comma, in the order of the channels; left out: all")
-    parser.add_argument(
-        "--baseline", default="", help="Sentinel-2's processing baseline, where the files do not say it"
-    )
+    parser.add_argument("--baseline", default="", help=BASELINE_HELP)
+    parser.add_argument("--units", default="", choices=("stored", "physical"), help=UNITS_HELP)
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args(argv)
     # An address is no path of this machine: it stays as it was given.
@@ -132,8 +133,8 @@ def statistics_command(domain: Domain, argv: list[str]) -> int:
         found = band_statistics(
             paths,
             sensor_named(args.sensor) if args.sensor else None,
-            [name.strip() for name in args.bands.split(",") if name.strip()],
-            baseline=args.baseline,
+            parse_bands(args.bands),
+            known=from_options(baseline=args.baseline, units=args.units),
             on_progress=on_progress,
         )
     if args.out:

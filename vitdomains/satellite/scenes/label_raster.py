@@ -1,7 +1,8 @@
-"""What is on the ground, on the grid of a scene: a label raster of any CRS and resolution, or polygons with a field."""
+"""Reference labels on the grid of a scene: a label raster of any CRS and resolution, or polygons with a field."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from affine import Affine
 from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.enums import Resampling
@@ -19,7 +21,9 @@ from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.transform import array_bounds
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as reproject_points
 from rasterio.windows import Window as PixelWindow
+from shapely.errors import GEOSException
 from shapely.geometry import box
 
 from vitdomains.core.errors import ConfigError, ImageError
@@ -35,7 +39,7 @@ NAME_FIELDS = ("label", "class", "name", "landcover", "category")
 
 
 @dataclass(frozen=True)
-class Truth:
+class LabelRows:
     """Labels of a scene: ``rows(top, height)`` gives the class index of each pixel of those rows, int32 [height, W], or -1."""
 
     classes: tuple[str, ...]
@@ -43,9 +47,9 @@ class Truth:
 
 
 @contextmanager
-def ground_truth(
+def reference_labels(
     path: str | Path, scene: RasterInfo, *, field: str = "", names: Mapping[str, str] | None = None
-) -> Iterator[Truth]:
+) -> Iterator[LabelRows]:
     """Labels on the grid of ``scene``.
 
     Args:
@@ -66,7 +70,7 @@ def ground_truth(
 
 
 @contextmanager
-def _raster(path: str | Path, scene: RasterInfo, names: Mapping[str, str]) -> Iterator[Truth]:
+def _raster(path: str | Path, scene: RasterInfo, names: Mapping[str, str]) -> Iterator[LabelRows]:
     with open_raster(path) as labels:
         if labels.count != 1:
             raise ImageError(
@@ -89,7 +93,7 @@ def _raster(path: str | Path, scene: RasterInfo, names: Mapping[str, str]) -> It
                 known = np.isfinite(found) & (values[index.clip(0, len(values) - 1)] == found)
                 return np.where(known, index, -1).astype(np.int32)
 
-            yield Truth(tuple(names.get(f"{v:g}", f"{v:g}") for v in values), rows)
+            yield LabelRows(tuple(names.get(_text(v), _text(v)) for v in values), rows)
 
 
 @contextmanager
@@ -112,6 +116,7 @@ def _on_grid(labels: Any, scene: RasterInfo) -> Iterator[Callable[[int, int], np
 def _values(labels: Any, path: str | Path) -> npt.NDArray[np.float64]:
     """Sorted values of a label raster, block by block."""
     seen: set[float] = set()
+    exact = 2**24 if labels.dtypes[0] == "float32" else 2**53
     for _, window in labels.block_windows(1):
         block = labels.read(1, window=window, masked=True).compressed()
         seen.update(np.unique(block[np.isfinite(block)]).tolist())
@@ -120,6 +125,11 @@ def _values(labels: Any, path: str | Path) -> npt.NDArray[np.float64]:
                 path, "is no map of classes: its values are not whole numbers, or there are more than "
                 f"{MAX_CLASSES} of them", hint="Give a raster with one whole number a class.",
             )  # fmt: skip
+        if any(abs(value) > exact for value in seen):
+            raise ImageError(
+                path, f"has codes above {exact}, which its numbers or ours do not tell apart", tag="dtype",
+                value=labels.dtypes[0], hint="Number the classes anew, e.g. with `gdal_calc.py`, and name them by --classes.",
+            )  # fmt: skip
     if not seen:
         raise ImageError(path, "holds no labelled pixel", tag="nodata", value=labels.nodata)
     return np.array(sorted(seen), dtype=np.float64)
@@ -127,29 +137,29 @@ def _values(labels: Any, path: str | Path) -> npt.NDArray[np.float64]:
 
 def _pixel_area(labels: Any, scene: RasterInfo) -> float:
     """Area of a label pixel in pixels of the scene, at the scene's centre."""
-    from rasterio.warp import transform
-
     cols, rows = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
     x, y = labels.transform @ (cols + labels.width / 2, rows + labels.height / 2)
-    x, y = (np.array(a) for a in transform(labels.crs, scene.crs, x, y))
+    x, y = (np.array(a) for a in reproject_points(labels.crs, scene.crs, x, y))
     u, v = ~scene.transform @ (x, y)
     return float(abs((u[1] - u[0]) * (v[2] - v[0]) - (u[2] - u[0]) * (v[1] - v[0])))
 
 
-def _polygons(path: Path, scene: RasterInfo, field: str, names: Mapping[str, str]) -> Truth:
+def _polygons(path: Path, scene: RasterInfo, field: str, names: Mapping[str, str]) -> LabelRows:
     table = _read_polygons(path)
     if scene.crs is None or table.crs is None:
         lacking = path if table.crs is None else scene.path
         raise ImageError(lacking, "has no CRS", tag="crs", hint="Assign one; polygons cannot be placed without.")
     column = _field(path, table, field)
-    shapes = table[table[column].notna() & table.geometry.notna() & ~table.geometry.is_empty]
+    blank = table[column].isna() | (table[column].map(_text) == "")
+    shapes = table[~blank & table.geometry.notna() & ~table.geometry.is_empty]
     shapes = shapes[shapes.geom_type.isin(["Polygon", "MultiPolygon"])]
     if not len(shapes):
         raise ImageError(path, f"has no polygon with a value of {column!r}", hint="Check --field.")
     if len(shapes) < len(table):
         log.warning(
-            "%s: %d of %d features have no polygon or no class", path.name, len(table) - len(shapes), len(table)
-        )
+            "%s: %d of %d features are left out: %d without a value of %s, the others without a polygon",
+            path.name, len(table) - len(shapes), len(table), int(blank.sum()), column,
+        )  # fmt: skip
     shapes = shapes.assign(geometry=shapes.geometry.make_valid())
     try:
         shapes = shapes.to_crs(scene.crs)
@@ -174,23 +184,70 @@ def _polygons(path: Path, scene: RasterInfo, field: str, names: Mapping[str, str
         )  # fmt: skip
         return np.asarray(drawn, dtype=np.int32)
 
-    return Truth(classes, rows)
+    return LabelRows(classes, rows)
+
+
+_SIGNATURES = {
+    b"SQLite format 3\0": ".gpkg",
+    b"\0\0\x27\x0a": ".shp",
+    b"fgb\x03": ".fgb",
+    b"PAR1": ".parquet",
+    b"{": ".geojson",
+}
 
 
 def _read_polygons(path: Path) -> gpd.GeoDataFrame:
-    if not path.is_file():
-        raise ImageError(path, "does not exist")
+    """The features of a file of one of ``VECTORS``, by its first bytes: GDAL alone would open whatever those ask for.
+
+    Whole numbers stay whole beside blanks: a column of codes with one missing is not turned into floats.
+    """
     try:
-        return gpd.read_parquet(path) if path.suffix.lower() == ".parquet" else gpd.read_file(path)
-    except (DataSourceError, DataLayerError, ValueError, OSError) as error:
-        raise ImageError(path, f"cannot be read as vector data ({error})") from error
+        with path.open("rb") as file:
+            head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError as error:
+        raise ImageError(path, f"cannot be opened ({error.strerror or error})") from error
+    kind = next((ending for magic, ending in _SIGNATURES.items() if head.startswith(magic)), "")
+    if not kind:
+        raise ImageError(
+            path, "is no vector data that is read here", tag="first bytes", value=head[:16],
+            hint="Give GeoPackage, GeoJSON, Shapefile, FlatGeobuf or GeoParquet: `ogr2ogr OUT.gpkg IN`.",
+        )  # fmt: skip
+    table = path.with_suffix(".dbf")
+    if kind == ".shp" and not any(path.with_suffix(ending).is_file() for ending in (".dbf", ".DBF")):
+        raise ImageError(
+            path, f"has no {table.name} beside it, which holds the fields", hint="Copy all parts of the shapefile."
+        )
+    whole = {"integer_object_nulls": True}
+    try:
+        if kind == ".parquet":
+            return gpd.read_parquet(path, to_pandas_kwargs=whole)
+        if kind == ".geojson" and _json_type(path) not in ("FeatureCollection", "Feature"):
+            raise ImageError(path, "is JSON, but no GeoJSON of features", tag="type", value=_json_type(path))
+        return gpd.read_file(path, use_arrow=True, arrow_to_pandas_kwargs=whole)
+    except (
+        DataSourceError,
+        DataLayerError,
+        pa.ArrowException,
+        GEOSException,
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:
+        raise ImageError(path, f"cannot be read as vector data ({str(error)[:200]})") from error
+
+
+def _json_type(path: Path) -> str:
+    found = json.loads(path.read_bytes())
+    return str(found.get("type")) if isinstance(found, dict) else ""
 
 
 def _field(path: Path, table: gpd.GeoDataFrame, field: str) -> str:
     columns = [str(c) for c in table.columns if c != table.geometry.name]
+    if not columns:
+        raise ConfigError(f"{path} has polygons without any field.", hint="Add one that holds the class.")
     if field:
         if field not in columns:
-            raise ConfigError(f"{path} has no field {field!r}.", hint=f"It has {', '.join(columns) or 'none'}.")
+            raise ConfigError(f"{path} has no field {field!r}.", hint=f"It has {', '.join(columns)}.")
         return field
     found = columns if len(columns) == 1 else [c for name in NAME_FIELDS for c in columns if c.lower() == name]
     if not found:
@@ -201,5 +258,7 @@ def _field(path: Path, table: gpd.GeoDataFrame, field: str) -> str:
 
 
 def _text(value: object) -> str:
-    """A field's value as a class name: 3.0 and 3 are the same class."""
-    return f"{value:g}" if isinstance(value, (float, np.floating)) else str(value)
+    """A value as a class name, digit for digit: 3.0 and 3 are the same class, 3301010101 and 3301010102 are not."""
+    if isinstance(value, (float, np.floating)):
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    return str(value).strip()

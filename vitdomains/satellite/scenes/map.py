@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -19,23 +19,38 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError
 from vitdomains.core.geo.map.outputs import Labels
-from vitdomains.core.geo.map.run import Drawn, Means, Scene, Tiling, draw, label_scenes, open_scene, path_for
-from vitdomains.core.geo.map.scene import LabelTiles
+from vitdomains.core.geo.map.run import (
+    ComputeOptions,
+    MapResult,
+    Scene,
+    Tiling,
+    draw,
+    label_scenes,
+    open_scene,
+    path_for,
+    tile_counts,
+)
+from vitdomains.core.geo.map.scene import LabelTiles, ReadPixels
 from vitdomains.core.geo.map.stac import Product, map_item, model_item, write_item
 from vitdomains.core.geo.map.tiles_table import READ_AS
+from vitdomains.core.geo.map.vectors import check_vectors
 from vitdomains.core.geo.read.http import is_remote, shown
-from vitdomains.core.geo.read.scene_paths import Input, files_of, find_input
+from vitdomains.core.geo.read.metadata import from_options, parse_bands
+from vitdomains.core.geo.read.scene_paths import files_of, find_input
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.jobs.shards import Executor
 from vitdomains.core.terminal import console, shown_progress
 from vitdomains.satellite.scenes.multi_file import read_scene
-from vitdomains.satellite.sensors import band_named, catalogue_names, sensor_named
+from vitdomains.satellite.sensors import BASELINE_HELP, UNITS_HELP, band_named, catalogue_names, sensor_named
 
 logger = logging.getLogger(__name__)
 
 DOMAINS = ("satellite", "zeroshot")
 CACHE_MB = "32"
-MATTERS = ("baseline", "tta", "min_valid", "min_probability", "precision", "runtime")
+NOTHING_LABELLED = 4
+"""Exit status of a job in which no tile was labelled."""
+
+MATTERS = ("tta", "min_valid", "min_probability", "precision", "runtime")
 """Options on which labels depend: a stopped job goes on with the same ones only."""
 
 GEOTIFF, PARQUET = "image/tiff; application=geotiff; profile=cloud-optimized", "application/vnd.apache.parquet"
@@ -49,40 +64,54 @@ def map_command(domain: Domain, argv: list[str]) -> int:
     bundle = read_bundle(Path(args.bundle).resolve())
     if bundle.domain not in DOMAINS:
         raise BundleError(f"{args.bundle} is a bundle of {bundle.domain}.", hint=f"Use one of {', '.join(DOMAINS)}.")
-    _check_outputs(args, bundle)
+    _check_options(args, bundle)
+    said = from_options(bands=args.bands, baseline=args.baseline, units=args.units, acquired=args.datetime)
     spec = scene_spec(bundle.preprocess, args.sensor, args.bands)
     tiling = Tiling(args.tile or tile_side(bundle), args.overlap, args.cell, args.resolution or None, args.crs or None)
     scenes: list[Scene] = []
     for word in args.scenes:
         found = find_input(word, asset=args.asset, bands=catalogue_names(spec.sensor, spec.bands))
-        taken = {scene.name for scene in scenes}
-        scenes.append(open_scene(found.path, tiling, taken, item=found.item, when=_when(args, found)))
-    _check_types(scenes, spec)
-    reader = domain_reader(domain, bundle.preprocess)
-    work = LabelTiles(
-        partial(Predictor, str(bundle.path), reader, precision=args.precision, runtime=args.runtime),
-        partial(read_scene, spec=spec, resolution=tiling.resolution, crs=tiling.crs, baseline=args.baseline),
-        scenes[0].place.grid.cell, batch_size=args.batch_size, symmetries=args.tta, readers=args.readers,
-        min_valid=args.min_valid, min_probability=args.min_probability,
-    )  # fmt: skip
-    context = {name: getattr(args, name) for name in MATTERS} | {
-        "bundle": bundle.id, "sensor": spec.sensor, "bands": spec.bands, "files": [_signature(s.path) for s in scenes],
-    }  # fmt: skip
-    means = Means(args.executor, args.workers, args.threads, args.ray_address, args.num_gpus, args.shard_size)
+        scenes.append(open_scene(found, tiling, {scene.name for scene in scenes}, said))
+    known = {file: one for scene in scenes for file, one in scene.known.items()}
+    read = partial(read_scene, spec=spec, resolution=tiling.resolution, crs=tiling.crs, known=known)
+    _check_numbers(scenes, spec, read)
     labels = Labels(bundle.classes, bundle.task_kind, bundle.thresholds, args.min_probability)
     out, soft, tiles = Path(args.out), _path(args.probabilities), _path(args.tiles)
+    vectors = [Path(word) for word in (args.geojson, args.gpkg) if word]
+    _check_files(scenes, bundle, out, soft, tiles, vectors)
+    work = LabelTiles(
+        partial(Predictor, str(bundle.path), domain_reader(domain, bundle.preprocess), precision=args.precision,
+                runtime=args.runtime),
+        read, scenes[0].place.grid.cell, batch_size=args.batch_size, symmetries=args.tta, readers=args.readers,
+        min_valid=args.min_valid, min_probability=args.min_probability,
+    )  # fmt: skip
+    metadata = json.dumps({file: one.to_dict() for file, one in known.items()})
+    context = {name: getattr(args, name) for name in MATTERS} | {
+        "bundle": bundle.id, "sensor": spec.sensor, "bands": spec.bands, "files": [_signature(s.path) for s in scenes],
+        "known": metadata,
+    }  # fmt: skip
+    compute = ComputeOptions(
+        args.executor, args.workers, args.threads, args.ray_address, args.num_gpus, args.shard_size
+    )
     folder = out.with_name(f".{out.name}.job")
     with shown_progress() as on_progress:
-        shards = label_scenes(scenes, work, folder, context, means, on_progress)
-        drawn = draw(
-            scenes, shards, folder, labels, out, probabilities=soft, tiles=tiles,
-            vectors=[Path(word) for word in (args.geojson, args.gpkg) if word],
-            about={READ_AS: json.dumps(_told(args, spec))}, on_progress=on_progress,
-        )  # fmt: skip
+        shards = label_scenes(scenes, work, folder, context, compute, on_progress)
+        counts = tile_counts(shards, folder)
+        if counts.tiles > counts.skipped + len(counts.errors):
+            made = draw(
+                scenes, shards, folder, labels, out, probabilities=soft, tiles=tiles, vectors=vectors,
+                about={READ_AS: json.dumps(_options(args, spec) | {"known": metadata})}, on_progress=on_progress,
+            )  # fmt: skip
+    if counts.tiles == counts.skipped + len(counts.errors):
+        _show_counts(counts)
+        console.print("No tile was labelled, so no map was written.")
+        shutil.rmtree(folder)  # a shard that is done is not read again
+        return NOTHING_LABELLED
     _describe(scenes, bundle, labels, out, soft, tiles)
     if not args.keep_shards:
         shutil.rmtree(folder)
-    _summarise(drawn, scenes, out, tiles)
+    _show_counts(made)
+    _show_maps(made, scenes, out, tiles)
     return 0
 
 
@@ -117,7 +146,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     what = parser.add_argument_group("what the scenes hold")
     what.add_argument("--sensor", default="", help="where the bundle names none: what the numbers of the scene mean")
     what.add_argument("--bands", default="", help="comma-separated; where the file does not name them: B4=3,B3=2,B2=1")
-    what.add_argument("--baseline", default="", help="processing baseline of Sentinel-2, such as 04.00")
+    what.add_argument("--baseline", default="", help=BASELINE_HELP)
+    what.add_argument("--units", default="", choices=("stored", "physical"), help=UNITS_HELP)
     what.add_argument("--asset", default="", help="key of the asset of STAC items")
     what.add_argument("--datetime", default="", help="when the scene was taken, ISO 8601, for its STAC item")
     how = parser.add_argument_group("how it is computed")
@@ -145,7 +175,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _check_outputs(args: argparse.Namespace, bundle: Bundle) -> None:
+def _check_options(args: argparse.Namespace, bundle: Bundle) -> None:
     """Refuse what would fail after hours of work."""
     endings = {"out": ".tif", "tiles": ".parquet", "probabilities": ".tif", "geojson": ".geojson", "gpkg": ".gpkg"}
     for name, ending in endings.items():
@@ -180,7 +210,7 @@ def scene_spec(spec: PreprocessSpec, sensor: str = "", bands: str = "") -> Prepr
     if sensor and spec.sensor and sensor_named(sensor) != sensor_named(spec.sensor):
         raise ConfigError(f"--sensor {sensor}: the bundle was trained on {spec.sensor}.", hint="Leave it away.")
     name = spec.sensor or (sensor_named(sensor).name if sensor else "")
-    chosen = tuple(word.strip() for word in bands.split(",") if word.strip()) or spec.bands
+    chosen = parse_bands(bands) or spec.bands
     if name and spec.sensor and bands:
         known = sensor_named(name)
         if [band_named(known, a).name for a in chosen] != [band_named(known, b).name for b in spec.bands]:
@@ -191,29 +221,48 @@ def scene_spec(spec: PreprocessSpec, sensor: str = "", bands: str = "") -> Prepr
     return replace(spec, sensor=name, bands=chosen)
 
 
-def _check_types(scenes: list[Scene], spec: PreprocessSpec) -> None:
-    """Refuse numbers whose meaning nobody has said, before every single tile does."""
+def _check_numbers(scenes: list[Scene], spec: PreprocessSpec, read: ReadPixels) -> None:
+    """Refuse numbers whose meaning nobody has said and bands that are not there, before every single tile does."""
     for scene in scenes:
         if not (spec.sensor or spec.bands) and scene.dtype != "uint8":
             raise ConfigError(
                 f"{scene.path} holds {scene.dtype}, and the bundle takes pictures of 8 bits.",
                 hint="Say what the numbers mean, such as --sensor landsat8_l1 --bands red=3,green=2,blue=1.",
             )
+        read(scene.path, (-1, -1, 1, 1))  # outside: all is looked up and no pixel read
 
 
-def _when(args: argparse.Namespace, found: Input) -> datetime | None:
-    if not args.datetime:
-        return found.when
-    try:
-        when = datetime.fromisoformat(args.datetime)
-    except ValueError as error:
-        raise ConfigError(
-            f"--datetime {args.datetime} is no ISO 8601 time.", hint="Such as 2024-06-01T10:30:00Z."
-        ) from error
-    return when if when.tzinfo else when.replace(tzinfo=UTC)
+def _check_files(
+    scenes: list[Scene], bundle: Bundle, out: Path, soft: Path | None, tiles: Path | None, vectors: list[Path]
+) -> None:
+    """Refuse files that could not be written, or would replace one another or a scene, before the first tile."""
+    places = {scene.name: (scene.place.transform, scene.place.crs) for scene in scenes}
+    for vector in vectors:
+        check_vectors(vector, bundle.classes, places)
+    written = [*vectors, *([tiles] if tiles else [])]
+    for scene in scenes:
+        target = path_for(out, scene, scenes)
+        written += [target, target.with_suffix(".json"), *([path_for(soft, scene, scenes)] if soft else [])]
+    named = [file for scene in scenes for file in (*files_of(scene.path), scene.item) if file and not is_remote(file)]
+    read = {Path(file).resolve() for file in named}
+    seen: dict[str, Path] = {}
+    for path in written:
+        twin = seen.setdefault(str(path.resolve()).lower(), path)  # some file systems do not tell the cases apart
+        if twin is not path:
+            raise ConfigError(f"{path} and {twin} would be one file.", hint="Give each output a name of its own.")
+        if path.resolve() in read:
+            raise ConfigError(f"{path} is what is mapped and would be replaced.", hint="Give another --out.")
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder.", hint="Give the name of a file.")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written ({error.strerror}).", hint="Choose another folder.") from error
 
 
-def _told(args: argparse.Namespace, spec: PreprocessSpec) -> dict[str, str]:
+def _options(args: argparse.Namespace, spec: PreprocessSpec) -> dict[str, str]:
     """How the scenes were read: the review app reads them in the same way."""
     resolution = str(args.resolution) if args.resolution else ""
     return {"asset": args.asset, "sensor": spec.sensor, "bands": ",".join(spec.bands), "baseline": args.baseline,
@@ -253,24 +302,22 @@ def _describe(
         write_item(item, target.with_suffix(".json"))
 
 
-def _summarise(drawn: Drawn, scenes: list[Scene], out: Path, tiles: Path | None) -> None:
-    labelled = drawn.tiles - drawn.skipped - len(drawn.errors)
+def _show_counts(made: MapResult) -> None:
+    labelled = made.tiles - made.skipped - len(made.errors)
     console.print(
-        f"{drawn.tiles} tiles: {labelled} labelled, {drawn.skipped} without enough data, {len(drawn.errors)} with an error"
+        f"{made.tiles} tiles: {labelled} labelled, {made.skipped} without enough data, {len(made.errors)} with an error"
     )
-    for error in drawn.errors[:5]:
+    for error in made.errors[:5]:
         console.print(f"  {error}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_maps(made: MapResult, scenes: list[Scene], out: Path, tiles: Path | None) -> None:
     for scene in scenes:
-        cells = {name: count for name, count in drawn.cells[scene.name].items() if name != "nodata" and count}
+        cells = {name: count for name, count in made.cells[scene.name].items() if name != "nodata" and count}
         total = max(1, sum(cells.values()))
-        shares = ", ".join(
-            f"{name} {count / total:.1%}" for name, count in sorted(cells.items(), key=lambda c: -c[1])[:6]
-        )
-        console.print(
-            f"map    {path_for(out, scene, scenes)}: {shares or 'no data'}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        largest = sorted(cells.items(), key=lambda cell: -cell[1])[:6]
+        shares = ", ".join(f"{name} {count / total:.1%}" for name, count in largest)
+        text = f"map    {path_for(out, scene, scenes)}: {shares or 'no data'}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
     if tiles:
         console.print(f"tiles  {tiles}")

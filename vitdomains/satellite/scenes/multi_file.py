@@ -12,7 +12,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.read.raster import Extent, RasterInfo, describe_raster
 from vitdomains.core.geo.read.scene_paths import files_of
-from vitdomains.satellite.data.reader import read_pixels
+from vitdomains.satellite.data.reader import Known, read_pixels
 
 _SAME = 0.5
 """Pixels by which the corners of two grids may differ."""
@@ -25,7 +25,7 @@ def read_scene(
     *,
     resolution: float | None = None,
     crs: str | None = None,
-    baseline: str = "",
+    known: Known | None = None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     """As ``read_pixels``, for a path that may name a file for each band of ``spec``.
 
@@ -36,7 +36,7 @@ def read_scene(
     """
     files = files_of(path)
     if len(files) == 1:
-        return read_pixels(path, window, spec, resolution=resolution, crs=crs, baseline=baseline)
+        return read_pixels(path, window, spec, resolution=resolution, crs=crs, known=known)
     pixels, valid = [], []
     for i, (file, band) in enumerate(zip(files, spec.bands, strict=True)):
         own = resolution_of(file, files[0], resolution, crs)
@@ -47,7 +47,7 @@ def read_scene(
             mean=(spec.mean[i if len(spec.mean) > 1 else 0],),
             std=(spec.std[i if len(spec.std) > 1 else 0],),
         )
-        found, there = read_pixels(file, window, one, resolution=own, crs=crs, baseline=baseline)
+        found, there = read_pixels(file, window, one, resolution=own, crs=crs, known=known)
         pixels.append(found[:, :, 0])
         valid.append(there)
     return np.stack(pixels).transpose(1, 2, 0), np.logical_and.reduce(valid)

@@ -20,11 +20,12 @@ from vitdomains.core.data.tables import read_table
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import BundleError, ConfigError, ManifestError
 from vitdomains.core.files import write_atomically
-from vitdomains.core.geo.map.tiles_table import PLACE, tile_table
+from vitdomains.core.geo.map.tiles_table import PLACE, read_known, tile_table
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.probe import headless
 from vitdomains.core.terminal import OnProgress, console, shown_progress
-from vitdomains.satellite.data.reader import read_image, read_pixels
+from vitdomains.satellite.data.reader import Known, read_image
+from vitdomains.satellite.scenes.multi_file import read_scene
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def command(domain: Domain, argv: list[str]) -> int:
     )
     parser.add_argument("--out", default="queue.parquet", help=".parquet or .csv (default: %(default)s)")
     args = parser.parse_args(argv)
-    if Path(args.out).suffix not in _TABLES or args.n < 1:
+    if Path(args.out).suffix.lower() not in _TABLES or args.n < 1:
         raise ConfigError(
             f"--out {args.out} --n {args.n} cannot be written.", hint="Give a .parquet or .csv, and 1 or more."
         )
@@ -58,12 +59,12 @@ def command(domain: Domain, argv: list[str]) -> int:
         tiles = _tiles(domain, args.inputs, bundle, on_progress)
         labelled = read_manifest(args.labelled).table if args.labelled else None
         if labelled is not None:
-            tiles = tiles[~tiles["tile_id"].isin(labelled["id"])]
-        known = None
+            tiles = tiles[~tiles["tile_id"].isin(labelled["id"].astype("str"))]
+        known, said = None, read_known(Path(args.inputs[0]))
         if labelled is not None and bundle and args.by in ("both", "diversity"):
             known = embeddings(bundle, labelled[["path"]], on_progress)
         chosen = queue(tiles, args.n, args.by, known=known,
-                       embed=(lambda rows: embeddings(bundle, rows, on_progress)) if bundle else None)  # fmt: skip
+                       embed=(lambda rows: embeddings(bundle, rows, on_progress, said)) if bundle else None)  # fmt: skip
     write_queue(chosen, Path(args.out))
     console.print(f"{len(chosen)} of {len(tiles)} tiles by {args.by}: {args.out}")
     return 0
@@ -71,7 +72,7 @@ def command(domain: Domain, argv: list[str]) -> int:
 
 def write_queue(chosen: pd.DataFrame, out: Path) -> None:
     """Write the queue atomically, by its ending as Parquet or CSV (without the geometry)."""
-    if out.suffix == ".parquet":
+    if out.suffix.lower() == ".parquet":
         write_atomically(out, lambda part: chosen.to_parquet(part, index=False))
     else:
         plain = chosen.drop(columns=["geometry", "bbox"], errors="ignore")
@@ -81,7 +82,7 @@ def write_queue(chosen: pd.DataFrame, out: Path) -> None:
 def _tiles(domain: Domain, inputs: list[str], bundle: Bundle | None, on_progress: OnProgress) -> pd.DataFrame:
     """The tile table that was given, or that of the files that were given."""
     first = Path(inputs[0])
-    if first.suffix in _TABLES:
+    if first.suffix.lower() in _TABLES:
         if len(inputs) > 1 or not first.is_file():
             raise ManifestError(f"{' '.join(inputs)}: no single table of tiles.", hint="Give one table, or tile files.")
         table = read_table(first, _NEEDED, text=_TEXT)
@@ -103,7 +104,7 @@ def _tiles(domain: Domain, inputs: list[str], bundle: Bundle | None, on_progress
 
 @torch.inference_mode()
 def embeddings(
-    bundle: Bundle, rows: pd.DataFrame, on_progress: OnProgress, batch_size: int = 16
+    bundle: Bundle, rows: pd.DataFrame, on_progress: OnProgress, known: Known | None = None, batch_size: int = 16
 ) -> npt.NDArray[np.float32]:
     """Pooled features [N, D] of tiles: files, or windows of scenes where a row has ``col`` of 0 or more.
 
@@ -117,7 +118,7 @@ def embeddings(
         images = []
         for path, *extent in places.iloc[start : start + batch_size].itertuples(index=False):
             window = None if extent[0] < 0 else (extent[0], extent[1], extent[2], extent[3])
-            image = read_image(path, spec) if window is None else read_pixels(path, window, spec)[0]
+            image = read_image(path, spec) if window is None else read_scene(path, window, spec, known=known)[0]
             prepared = np.atleast_3d(prepare(image, spec))
             images.append(np.ascontiguousarray(prepared.transpose(2, 0, 1)))
         out.append(model(normalise(torch.from_numpy(np.stack(images)), spec)).float().numpy())

@@ -6,7 +6,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 import rasterio
 from affine import Affine
+from rasterio.crs import CRS
 from rasterio.io import MemoryFile
 from rasterio.warp import transform as reproject_points
 from rich.table import Table
@@ -22,11 +23,17 @@ from rich.table import Table
 from vitdomains.core.config.yaml_file import read_yaml
 from vitdomains.core.data.manifest import Manifest, labels, make_manifest, write_manifest
 from vitdomains.core.domain import Domain
-from vitdomains.core.errors import ConfigError, ManifestError
+from vitdomains.core.errors import ConfigError, ImageError, ManifestError
 from vitdomains.core.files import write_atomically, write_text
+from vitdomains.core.geo.read.http import shown
+from vitdomains.core.geo.read.metadata import PixelMetadata, from_options, known_of, parse_bands
+from vitdomains.core.geo.read.nodata import distinct
+from vitdomains.core.geo.read.pixels import band_numbers
 from vitdomains.core.geo.read.raster import RasterInfo, describe_raster, read_window
+from vitdomains.core.geo.read.scene_paths import find_input
 from vitdomains.core.terminal import console, shown_progress
-from vitdomains.satellite.scenes.label_raster import Truth, ground_truth
+from vitdomains.satellite.scenes.label_raster import LabelRows, reference_labels
+from vitdomains.satellite.sensors import BASELINE_HELP, UNITS_HELP
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +53,8 @@ class TileRules:
         min_purity: Least share of a tile's valid pixels that carry its majority label, 0..1.
         min_valid: Least share of a tile's pixels that hold data, 0..1.
         field: Field of the polygons that holds the class.
-        bands: Names that are written into the tiles in place of the scene's own.
+        bands: Which bands the tiles get, in this order (``tile_bands``); none: all of the scene.
+        baseline, units, acquired: What is said of the scene's numbers (``PixelMetadata``), as on the command line.
     """
 
     size: int = 64
@@ -55,6 +63,9 @@ class TileRules:
     min_valid: float = 1.0
     field: str = ""
     bands: tuple[str, ...] = ()
+    baseline: str = ""
+    units: str = ""
+    acquired: str = ""
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.stride < 0:
@@ -82,7 +93,7 @@ def cut_tiles(
 
     Args:
         scenes: Rasters; their names without ending are told apart.
-        labels: A label raster or polygons, in any CRS (see ``ground_truth``).
+        labels: A label raster or polygons, in any CRS (see ``reference_labels``).
         out: Folder of ``manifest.csv`` and ``tiles/``.
         rules: Size, stride, thresholds.
         names: Class name by value of the labels.
@@ -98,27 +109,24 @@ def cut_tiles(
         ManifestError: No tile passes the rules, two scenes share a name, or ``out`` holds tiles of another call.
     """
     folder = Path(out)
-    stems = [Path(scene).stem for scene in scenes]
-    if len(set(stems)) < len(stems):
+    said = from_options(baseline=rules.baseline, units=rules.units, acquired=rules.acquired)
+    sources = [_scene(scene, said, rules.bands) for scene in scenes]
+    stems = [source.stem for source in sources]
+    if len({stem.lower() for stem in stems}) < len(stems):
         raise ManifestError(f"Two scenes share a name: {', '.join(stems)}.", hint="Rename one; tiles are named by it.")
-    infos = [describe_raster(scene) for scene in scenes]
-    for info in infos:
-        if rules.bands and len(rules.bands) != info.count:
-            raise ConfigError(
-                f"{len(rules.bands)} band names for the {info.count} bands of {info.path}.", hint="Name each band once."
-            )
     plan = _plan(folder, scenes, labels, rules, names)
     step = rules.stride or rules.size
-    total = sum(len(range(0, info.height - rules.size + 1, step)) for info in infos)
+    total = sum(len(range(0, source.info.height - rules.size + 1, step)) for source in sources)
     found: list[dict[str, Any]] = []
     classes: list[str] = []
     done = 0
-    for info, stem in zip(infos, stems, strict=True):
-        with ground_truth(labels, info, field=rules.field, names=names) as truth:
+    for source in sources:
+        info = source.info
+        with reference_labels(labels, info, field=rules.field, names=names) as truth:
             write_text(folder / PLAN, plan)
             classes += [name for name in truth.classes if name not in classes]
             for top in range(0, info.height - rules.size + 1, step):
-                found += [_write(tile, info, folder, rules) for tile in _tiles_of_row(info, stem, truth, top, rules)]
+                found += [_write(tile, source, folder, rules) for tile in _tiles_of_row(source, truth, top, rules)]
                 done += 1
                 on_progress(done, total)
     if not found:
@@ -133,6 +141,63 @@ def cut_tiles(
 
 
 @dataclass(frozen=True)
+class _Source:
+    """A scene: GDAL's numbers of the bands that its tiles get, and what these hold."""
+
+    info: RasterInfo
+    stem: str
+    numbers: tuple[int, ...]
+    known: PixelMetadata
+
+
+def _scene(word: str | Path, said: PixelMetadata, bands: tuple[str, ...]) -> _Source:
+    found = find_input(str(word), bands=[{name.partition("=")[0]} for name in bands])
+    if len(found.files) > 1:
+        raise ImageError(word, "has its bands in files of their own", hint="Stack them: `gdal_merge.py -separate`.")
+    info = describe_raster(found.files[0])
+    known = known_of(info, said.over(found.known[0]) if found.known else said)
+    numbers, names = tile_bands(info, known.bands, bands)
+    places = [info.indexes.index(number) for number in numbers]
+    scales, offsets = (tuple(v[at] for at in places) if v else () for v in (known.scales, known.offsets))
+    stem = Path(shown(found.item or found.files[0])).stem
+    return _Source(info, stem, numbers, replace(known, bands=names, scales=scales, offsets=offsets))
+
+
+def tile_bands(
+    info: RasterInfo, names: tuple[str, ...], bands: tuple[str, ...]
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """GDAL's numbers of the bands that tiles get, and their names.
+
+    Args:
+        info: Of the scene.
+        names: Of its bands, where they are known.
+        bands: ``red=3`` is the scene's band 3, called red; ``red`` the one of this name, or where the scene has no such
+            names all of its bands are called so, in order. None: all as they are.
+
+    Raises:
+        ImageError: A band that is not there.
+        ConfigError: Some with a number and some without, or not one name for each band.
+    """
+    parts = [name.partition("=") for name in bands]
+    plain = tuple(name.strip() for name, _, _ in parts)
+    numbered = [number.strip() for _, equals, number in parts if equals]
+    if not bands:
+        return info.indexes, names
+    if numbered and len(numbered) < len(bands):
+        raise ConfigError(f"--bands {','.join(bands)}: some have a number.", hint="Give each one, such as red=3.")
+    if numbered:
+        return tuple(band_numbers(info, bands)), plain
+    if set(plain) & set(names):
+        return tuple(band_numbers(replace(info, bands=names), plain)), plain
+    if len(plain) != info.count:
+        raise ConfigError(
+            f"{len(plain)} band names for the {info.count} bands of {info.path}.",
+            hint="Name each band once, or choose by number, such as red=3,green=2,blue=1.",
+        )
+    return info.indexes, plain
+
+
+@dataclass(frozen=True)
 class _Tile:
     id: str
     col: int
@@ -143,15 +208,15 @@ class _Tile:
     valid: npt.NDArray[np.bool_]
 
 
-def _tiles_of_row(info: RasterInfo, stem: str, truth: Truth, top: int, rules: TileRules) -> Iterator[_Tile]:
-    size = rules.size
+def _tiles_of_row(source: _Source, truth: LabelRows, top: int, rules: TileRules) -> Iterator[_Tile]:
+    size, info = rules.size, source.info
     strip = truth.rows(top, size)
     for left in range(0, info.width - size + 1, rules.stride or size):
         part = strip[:, left : left + size]
         # The image is read only where a label can win: most of a scene with few polygons is not.
         if (part >= 0).mean() < rules.min_purity * rules.min_valid or not (part >= 0).any():
             continue
-        valid = read_window(info.path, (left, top, size, size)).valid
+        valid = read_window(info.path, (left, top, size, size), bands=source.numbers).valid
         share = float(valid.mean())
         if share < rules.min_valid or not valid.any():
             continue
@@ -160,45 +225,65 @@ def _tiles_of_row(info: RasterInfo, stem: str, truth: Truth, top: int, rules: Ti
         purity = float(votes[best] / valid.sum())
         if votes[best] == 0 or purity < rules.min_purity:
             continue
-        name = f"{stem}_{top:06d}_{left:06d}"
+        name = f"{source.stem}_{top:06d}_{left:06d}"
         yield _Tile(name, left, top, truth.classes[best], purity, share, valid)
 
 
-def _write(tile: _Tile, info: RasterInfo, folder: Path, rules: TileRules) -> dict[str, Any]:
+def _write(tile: _Tile, source: _Source, folder: Path, rules: TileRules) -> dict[str, Any]:
     """Write the pixels as they are in the scene unless the file is there; a row of the manifest."""
-    size, path = rules.size, folder / "tiles" / f"{tile.id}.tif"
+    size, path, info = rules.size, folder / "tiles" / f"{tile.id}.tif", source.info
     transform = info.transform @ Affine.translation(tile.col, tile.row)
     if not path.exists():
         dtype = info.dtype if info.dtype in _EXACT else "float32"
-        profile = {
-            "driver": "GTiff", "dtype": dtype, "count": info.count, "width": size, "height": size, "crs": info.crs,
-            "transform": transform if info.crs else None, "nodata": info.nodata, "compress": "deflate",
-            "photometric": "minisblack",
-        }  # fmt: skip
-        pixels = read_window(info.path, (tile.col, tile.row, size, size)).pixels.astype(dtype)
-        if info.nodata is not None:
-            pixels[:, ~tile.valid] = info.nodata
-        made = _tiff(pixels, profile, rules.bands or info.bands, tile.valid)
+        pixels = read_window(info.path, (tile.col, tile.row, size, size), bands=source.numbers).pixels.astype(dtype)
+        nodata = distinct(info.nodatavals[info.indexes.index(number)] for number in source.numbers)
+        made = tile_bytes(
+            pixels, tile.valid, transform if info.crs else None, info.crs, source.known,
+            nodata.pop() if len(nodata) == 1 else None,
+        )  # fmt: skip
         write_atomically(path, lambda part: part.write_bytes(made))
     x, y = transform @ (size / 2, size / 2)
     return {
         "id": tile.id, "path": str(path.absolute()), "label": tile.label, "purity": round(tile.purity, 4),
         "valid_fraction": round(tile.valid_fraction, 4), "x": x, "y": y, "crs": info.crs.to_wkt() if info.crs else None,
-        "scene": Path(info.path).name, "col": tile.col, "row": tile.row, "width": size, "height": size,
+        "scene": Path(shown(info.path)).name, "col": tile.col, "row": tile.row, "width": size, "height": size,
     }  # fmt: skip
 
 
-def _tiff(
-    pixels: npt.NDArray[Any], profile: dict[str, Any], bands: Sequence[str], valid: npt.NDArray[np.bool_]
+def tile_bytes(
+    pixels: npt.NDArray[Any],
+    valid: npt.NDArray[np.bool_],
+    transform: Affine | None,
+    crs: CRS | None,
+    known: PixelMetadata,
+    nodata: float | None = None,
 ) -> bytes:
-    """A GeoTIFF as bytes: GDAL's many small writes go to memory, the disk gets one."""
+    """A GeoTIFF with all that is known of its numbers; as bytes: GDAL's many small writes go to memory, the disk gets one.
+
+    Args:
+        pixels: [C, H, W] as stored; those without data are overwritten.
+        valid: [H, W]. Without ``nodata`` it is written as an internal mask: a collar or alpha band of the scene is declared here.
+        transform, crs: Where it lies.
+        known: Band names, scale, offset and the rest, of these bands.
+        nodata: The scene's.
+    """
+    count, height, width = pixels.shape
+    if nodata is not None:
+        pixels[:, ~valid] = nodata
+    profile = {
+        "driver": "GTiff", "dtype": pixels.dtype, "count": count, "width": width, "height": height, "crs": crs,
+        "transform": transform, "nodata": nodata, "compress": "deflate", "photometric": "minisblack",
+    }  # fmt: skip
     with MemoryFile() as memory:
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), memory.open(**profile) as file:
             file.write(pixels)
-            if len(bands) == len(pixels):
-                file.descriptions = tuple(bands)
-            if not valid.all() and profile["nodata"] is None:
-                file.write_mask(valid)  # a collar or alpha band of the scene is declared here
+            if len(known.bands) == count:
+                file.descriptions = known.bands
+            if len(known.scales) == count:
+                file.scales, file.offsets = known.scales, known.offsets
+            file.update_tags(**known.tags())
+            if nodata is None and not valid.all():
+                file.write_mask(valid)
         return bytes(memory.getbuffer())
 
 
@@ -237,14 +322,10 @@ def _plan(
     return plan
 
 
-# --------------------
-# The command ``tile``: labelled tiles of scenes, on the command line.
-
-
 def command(domain: Domain, argv: list[str]) -> int:
     """Cut labelled tiles from scenes and a label raster or polygons."""
     parser = argparse.ArgumentParser(prog=f"python -m vitdomains.{domain.name} tile", description=command.__doc__)
-    parser.add_argument("scenes", nargs="+", help="rasters")
+    parser.add_argument("scenes", nargs="+", help="rasters, or STAC items (.json) of one file each")
     parser.add_argument(
         "--labels", required=True, help="label raster (any CRS and resolution), or polygons: .gpkg .geojson .shp"
     )
@@ -264,12 +345,17 @@ def command(domain: Domain, argv: list[str]) -> int:
         "--classes", default="", help="YAML file that maps values of the labels to class names, e.g. 1: forest"
     )
     parser.add_argument(
-        "--bands", default="", help="names of the scene's bands to write into the tiles, e.g. blue,green,red"
+        "--bands",
+        default="",
+        help="bands that tiles get, by name; where the scene does not name them: red=3,green=2,blue=1",
     )
+    parser.add_argument("--baseline", default="", help=BASELINE_HELP)
+    parser.add_argument("--units", default="", choices=("stored", "physical"), help=UNITS_HELP)
+    parser.add_argument("--datetime", default="", help="when the scenes were taken, ISO 8601; default: as they say")
     args = parser.parse_args(argv)
     rules = TileRules(
         args.size, args.stride, args.min_purity, args.min_valid, args.field,
-        tuple(name.strip() for name in args.bands.split(",") if name.strip()),
+        parse_bands(args.bands), args.baseline, args.units, args.datetime,
     )  # fmt: skip
     names = _names(args.classes) if args.classes else None
     with shown_progress() as on_progress:

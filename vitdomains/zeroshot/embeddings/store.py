@@ -31,7 +31,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ImageError, ManifestError
 from vitdomains.core.files import file_sha256, write_atomically, write_text
 from vitdomains.core.geo.map.grid import plan_table
-from vitdomains.core.geo.map.run import Means, Tiling, open_scene
+from vitdomains.core.geo.map.run import ComputeOptions, Tiling, open_scene
 from vitdomains.core.geo.map.tiles_table import PLACE
 from vitdomains.core.geo.map.vectors import Georeference
 from vitdomains.core.geo.read.raster import describe_raster
@@ -291,7 +291,7 @@ def add_tiles(
     table: pd.DataFrame,
     keys: list[str],
     make_worker: Callable[[], MakeWorker],
-    means: Means,
+    means: ComputeOptions,
     on_progress: OnProgress = lambda phase, done, total, text: None,
 ) -> tuple[Index, dict[str, str]]:
     """Embed what the index lacks. Stopped at any moment, the same call goes on behind the last finished shard.

@@ -24,7 +24,7 @@ from vitdomains.core.bundle import Bundle
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.evaluation.evaluate import evaluate, predictions_table
 from vitdomains.core.files import new_folder, write_text
-from vitdomains.core.geo.map.run import Means
+from vitdomains.core.geo.map.run import ComputeOptions
 from vitdomains.core.geo.map.tiles_table import tile_table
 from vitdomains.core.geo.map.vectors import write_geoparquet
 from vitdomains.core.jobs.pool import MakeWorker
@@ -72,9 +72,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Compute:
-    """With what tiles are embedded; see ``MakeEmbedder`` and ``Means``."""
+    """With what tiles are embedded; see ``MakeEmbedder`` and ``ComputeOptions``."""
 
-    means: Means = field(default_factory=Means)
+    means: ComputeOptions = field(default_factory=ComputeOptions)
     precision: str = "auto"
     batch_size: int = 32
     readers: int = 2

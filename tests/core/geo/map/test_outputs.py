@@ -27,7 +27,16 @@ from tests.core.geo.bright import CLASSES, bundle, worker
 from tests.core.geo.rasters import NORTH_UP, UTM, write
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.geo.map.outputs import Labels
-from vitdomains.core.geo.map.run import Drawn, Means, Scene, Tiling, draw, label_scenes, open_scene, path_for
+from vitdomains.core.geo.map.run import (
+    ComputeOptions,
+    MapResult,
+    Scene,
+    Tiling,
+    draw,
+    label_scenes,
+    open_scene,
+    path_for,
+)
 from vitdomains.core.geo.map.stac import Product, check_item, map_item, model_item, slug, write_item
 from vitdomains.core.geo.map.tiles_table import UNKNOWN, classes_of
 from vitdomains.core.geo.map.vectors import common_crs, write_vectors
@@ -40,7 +49,7 @@ class Job:
     folder: Path
     scene: Scene
     labels: Labels
-    drawn: Drawn
+    drawn: MapResult
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +67,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
         worker(1, min_probability=0.6, batch_size=64),
         folder / "job",
         {},
-        Means(shard_size=200),
+        ComputeOptions(shard_size=200),
         lambda *_: None,
     )
     drawn = draw(
@@ -172,7 +181,7 @@ def test_scenes_of_different_crs_share_a_file_in_longitude_and_latitude(tmp_path
     scenes: list[Scene] = []
     for path in paths:
         scenes.append(open_scene(str(path), tiling, {scene.name for scene in scenes}))
-    shards = label_scenes(scenes, worker(1), tmp_path / "job", {}, Means(shard_size=3), lambda *_: None)
+    shards = label_scenes(scenes, worker(1), tmp_path / "job", {}, ComputeOptions(shard_size=3), lambda *_: None)
     draw(scenes, shards, tmp_path / "job", Labels(CLASSES), tmp_path / "map.tif", tiles=tmp_path / "tiles.parquet")
     tiles = geopandas.read_parquet(tmp_path / "tiles.parquet")
     assert tiles.crs == "OGC:CRS84" and list(tiles["scene"]) == ["a"] * 4 + ["b"] * 4 + ["c"] * 4
@@ -195,7 +204,7 @@ def test_multi_label_maps_have_a_band_a_class(tmp_path: Path) -> None:
     scene = open_scene(str(path), Tiling(16, 0.0, 1), set())
     labels = Labels(CLASSES, "multilabel", (0.5, 0.5))
     work = worker(1, bundle("multilabel"))
-    shards = label_scenes([scene], work, tmp_path / "job", {}, Means(), lambda *_: None)
+    shards = label_scenes([scene], work, tmp_path / "job", {}, ComputeOptions(), lambda *_: None)
     draw([scene], shards, tmp_path / "job", labels, tmp_path / "map.tif", tiles=tmp_path / "tiles.parquet")
     with rasterio.open(tmp_path / "map.tif") as dataset:
         assert dataset.descriptions == CLASSES and dataset.nodata == 255

@@ -17,7 +17,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec, prepare
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.map.grid import make_grid
 from vitdomains.core.geo.map.outputs import Labels, Place
-from vitdomains.core.geo.map.run import Means, Tiling, draw, label_scenes, open_scene
+from vitdomains.core.geo.map.run import ComputeOptions, Tiling, draw, label_scenes, open_scene
 from vitdomains.core.geo.map.scene import (
     LabelTiles,
     Strip,
@@ -55,7 +55,7 @@ def test_squares_come_back_within_half_a_step(tmp_path: Path, where: str) -> Non
     tiling = Tiling(TILE, 0.5, 1)
     scene = open_scene(str(path), tiling, set())
     labels = Labels(CLASSES)
-    shards = label_scenes([scene], worker(1), tmp_path / "job", {}, Means(shard_size=100), lambda *_: None)
+    shards = label_scenes([scene], worker(1), tmp_path / "job", {}, ComputeOptions(shard_size=100), lambda *_: None)
     drawn = draw([scene], shards, tmp_path / "job", labels, tmp_path / "map.tif", tiles=tmp_path / "tiles.parquet")
     assert (drawn.tiles, drawn.skipped, drawn.errors) == (
         len(scene.place.grid.cols) * len(scene.place.grid.rows),
@@ -81,7 +81,7 @@ def test_a_coarse_map_lies_on_the_scene(tmp_path: Path) -> None:
     crs, transform = PLACES["utm"]
     path = write(tmp_path / "scene.tif", squares(), crs=crs, transform=transform)
     scene = open_scene(str(path), Tiling(TILE, 0.5, 8), set())
-    shards = label_scenes([scene], worker(8), tmp_path / "job", {}, Means(shard_size=64), lambda *_: None)
+    shards = label_scenes([scene], worker(8), tmp_path / "job", {}, ComputeOptions(shard_size=64), lambda *_: None)
     draw([scene], shards, tmp_path / "job", Labels(CLASSES), tmp_path / "map.tif")
     with rasterio.open(tmp_path / "map.tif") as result:
         assert result.shape == (25, 27) and result.res == (80, 80)
@@ -94,7 +94,7 @@ def test_nodata_is_skipped_counted_and_not_labelled(tmp_path: Path) -> None:
     pixels[:, :, 50:] = -9999
     path = write(tmp_path / "scene.tif", pixels, nodata=-9999)
     scene = open_scene(str(path), Tiling(TILE, 0.5, 1), set())
-    shards = label_scenes([scene], worker(1, min_valid=0.5), tmp_path / "job", {}, Means(), lambda *_: None)
+    shards = label_scenes([scene], worker(1, min_valid=0.5), tmp_path / "job", {}, ComputeOptions(), lambda *_: None)
     drawn = draw(
         [scene], shards, tmp_path / "job", Labels(CLASSES), tmp_path / "map.tif", probabilities=tmp_path / "p.tif"
     )
@@ -118,7 +118,7 @@ def test_a_tile_that_cannot_be_read_is_a_row_with_an_error(tmp_path: Path) -> No
     scene = open_scene(str(path), Tiling(TILE, 0.0, 1), set())
     work = worker(1)
     broken = type(work)(work.make_predictor, read, 1)
-    shards = label_scenes([scene], broken, tmp_path / "job", {}, Means(), lambda *_: None)
+    shards = label_scenes([scene], broken, tmp_path / "job", {}, ComputeOptions(), lambda *_: None)
     drawn = draw([scene], shards, tmp_path / "job", Labels(CLASSES), tmp_path / "map.tif", tiles=tmp_path / "t.parquet")
     assert len(drawn.errors) == 1 and "scene_000032_000016_16" in drawn.errors[0] and "block 3" in drawn.errors[0]
     with rasterio.open(tmp_path / "map.tif") as result:
@@ -137,7 +137,9 @@ def test_every_tile_is_labelled_alike_in_strips_of_any_length(tmp_path: Path, mo
     for length in (1, 3, 8):
         monkeypatch.setattr("vitdomains.core.geo.map.scene.STRIP_TILES", length)
         folder = tmp_path / f"job{length}"
-        shards = label_scenes([scene], worker(1, batch_size=5), folder, {}, Means(shard_size=7), lambda *_: None)
+        shards = label_scenes(
+            [scene], worker(1, batch_size=5), folder, {}, ComputeOptions(shard_size=7), lambda *_: None
+        )
         tables.append(pd.concat([pd.read_parquet(file) for file in sorted(folder.glob("shards/*.parquet"))]))
         assert len(shards) > 2
     pd.testing.assert_frame_equal(tables[0], tables[1])

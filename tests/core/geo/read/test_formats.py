@@ -12,7 +12,7 @@ import rasterio.shutil
 
 from tests.core.geo.rasters import ramp, write
 from vitdomains.core.errors import ImageError
-from vitdomains.core.geo.read.raster import describe_raster, open_raster, read_window
+from vitdomains.core.geo.read.raster import close_all, describe_raster, open_raster, read_window
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,84 @@ def test_vrt_may_not_hide_another_one_or_anything_but_a_mosaic(tmp_path: Path) -
     service.write_text("<GDAL_WMS><Service name='TMS'><ServerUrl>http://127.0.0.1/</ServerUrl></Service></GDAL_WMS>")
     with pytest.raises(ImageError, match="no raster format"):
         read_window(service)
+
+
+RAW = (
+    '<VRTRasterBand dataType="Byte" band="1" subClass="VRTRawRasterBand"><SourceFilename relativeToVRT="0">/etc/hostname'
+    "</SourceFilename><ImageOffset>0</ImageOffset></VRTRasterBand>"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f'<VRTDataset rasterXSize="8" rasterYSize="1">{RAW}</VRTDataset>',
+        f'<vrtdataset rasterxsize="8" rasterysize="1">{RAW.lower().replace("vrtrawrasterband", "VRTRawRasterBand")}</vrtdataset>',
+        f'<VRTDataset xmlns="urn:x" rasterXSize="8" rasterYSize="1">{RAW}</VRTDataset>',
+        f'<g:VRTDataset xmlns:g="urn:x" rasterXSize="8" rasterYSize="1">{RAW.replace("<", "<g:").replace("<g:/", "</g:")}'
+        "</g:VRTDataset>",
+        RAW.join(['<VRTDataset rasterXSize="8" rasterYSize="1">', "</VRTDataset>"]).replace("subClass", "SUBCLASS"),
+        RAW.join(['<VRTDataset xmlns:p="u" rasterXSize="8" rasterYSize="1">', "</VRTDataset>"]).replace("subClass", "p:subClass"),
+        '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><VRTDataset rasterXSize="8" rasterYSize="1">&x;</VRTDataset>',
+        '<VRTDataset rasterXSize="20" rasterYSize="20"><SRS>/vsicurl/http://127.0.0.1/a.prj</SRS></VRTDataset>',
+        '<VRTDataset rasterXSize="20" rasterYSize="20"><VRTRasterBand dataType="UInt16" band="1"><Overview><SourceFilename '
+        'relativeToVRT="1">a.tif</SourceFilename><SourceBand>1</SourceBand></Overview></VRTRasterBand></VRTDataset>',
+        '<VRTDataset rasterXSize="20" rasterYSize="20"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource><SourceFilename '
+        'relativeToVRT="1">a.tif</SourceFilename><OpenOptions><OOI key="A">b</OOI></OpenOptions><SourceBand>1</SourceBand>'
+        "</SimpleSource></VRTRasterBand></VRTDataset>",
+        '<VRTDataset rasterXSize="20" rasterYSize="20"><VRTRasterBand dataType="UInt16" band="1" subClass="VRTDerivedRasterBand">'
+        "<PixelFunctionType>a.b</PixelFunctionType><PixelFunctionLanguage>Python</PixelFunctionLanguage></VRTRasterBand></VRTDataset>",
+        '<VRTDataset rasterXSize="20" rasterYSize="20"><VRTRasterBand dataType="UInt16" band="1"><SimpleSource><sourcefilename '
+        'relativetovrt="0">/etc/hostname</sourcefilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>',
+    ],
+)  # fmt: skip
+def test_no_spelling_of_a_vrt_walks_around_the_list(tmp_path: Path, text: str) -> None:
+    write(tmp_path / "a.tif", ramp(1, 20, 20))
+    (tmp_path / "b.vrt").write_text(text)
+    with pytest.raises(ImageError, match="no plain VRT|outside its folder|no well-formed|no raster format"):
+        read_window(tmp_path / "b.vrt")
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_what_gdal_writes_as_a_vrt_is_read_alike(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.tif", ramp(3, 40, 30), nodata=5, names=("blue", "green", "red"))
+    with rasterio.open(source) as dataset:
+        rasterio.shutil.copy(dataset, tmp_path / "copy.vrt", driver="VRT")
+        profile = {"crs": dataset.crs, "transform": dataset.transform, "width": 30, "height": 40}
+    plain, virtual = read_window(source), read_window(tmp_path / "copy.vrt")
+    assert (plain.pixels == virtual.pixels).all() and (plain.valid == virtual.valid).all()
+    info = describe_raster(tmp_path / "copy.vrt")
+    assert (info.crs, info.bands, info.nodata) == (profile["crs"], ("blue", "green", "red"), 5)
+    assert info.transform == profile["transform"] and info.path == str(tmp_path / "copy.vrt")
+
+
+@pytest.mark.parametrize("ending", [".ovr", ".msk", ".OVR", ".ovr.msk", ".aux"])
+def test_a_file_beside_a_raster_is_opened_as_no_other_format(tmp_path: Path, ending: str) -> None:
+    path = write(tmp_path / "a.tif", ramp(1, 64, 64))
+    assert describe_raster(path).count == 1
+    close_all()
+    Path(f"{path}{ending}").write_text(f'<VRTDataset rasterXSize="32" rasterYSize="32">{RAW}</VRTDataset>')
+    with pytest.raises(ImageError, match="beside it, which is no GeoTIFF"):
+        describe_raster(path)
+    vrt(tmp_path / "b.vrt", "a.tif")
+    with pytest.raises(ImageError, match="beside it, which is no GeoTIFF"):
+        describe_raster(tmp_path / "b.vrt")
+
+
+@pytest.mark.parametrize(
+    "inner",
+    ['<Metadata domain="SUBDATASETS"><MDI key="SUBDATASET_1_NAME">/etc/hostname</MDI></Metadata>',
+     "<VRTDataset/>", "<p:Xform xmlns:p='u'/>", "<metadata DOMAIN='overviews'><mdi key='OVERVIEW_FILE'>/etc/a</mdi></metadata>"],
+)  # fmt: skip
+def test_an_aux_file_describes_and_names_nothing_else(tmp_path: Path, inner: str) -> None:
+    path = write(tmp_path / "a.tif", ramp(1, 20, 20))
+    aux = path.with_name("a.tif.aux.xml")
+    aux.write_text("<PAMDataset><PAMRasterBand band='1'><NoDataValue>3</NoDataValue></PAMRasterBand></PAMDataset>")
+    assert describe_raster(path).nodata == 3
+    close_all()
+    aux.write_text(f"<PAMDataset>{inner}</PAMDataset>")
+    with pytest.raises(ImageError, match="points to another file, or may"):
+        describe_raster(path)
 
 
 @pytest.mark.parametrize(

@@ -377,10 +377,15 @@ def test_small_files_are_read_whole(server: Server) -> None:
         read_remote(f"{server.url}/item.json")
 
 
-def test_assets_of_an_item(tmp_path: Path) -> None:
+def test_assets_of_an_item(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     item = "https://example.org/items/1.json"
     assert resolve_href("./a.tif", item) == "https://example.org/items/a.tif"
     assert resolve_href("https://other.org/a.tif", item) == "https://other.org/a.tif"
+    assert resolve_href("./a.tif", tmp_path / "1.json") == str(tmp_path / "a.tif")
+    for href in ("../a.tif", "/etc/passwd"):
+        with pytest.raises(ImageError, match="points outside its folder.*VITDOMAINS_VRT_FOLDERS"):
+            resolve_href(href, tmp_path / "items" / "1.json")
+    monkeypatch.setenv("VITDOMAINS_VRT_FOLDERS", str(tmp_path))
     assert resolve_href("../a.tif", tmp_path / "items" / "1.json") == str(tmp_path / "items" / "../a.tif")
     assert resolve_href("https://other.org/a.tif", tmp_path / "1.json") == "https://other.org/a.tif"
     for href, base in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from rasterio.warp import transform
 
 from tests.core.geo.rasters import NORTH_UP, UTM, ramp, write
 from vitdomains.core.errors import ConfigError, ImageError
+from vitdomains.core.geo.read.dataset_pool import borrow
 from vitdomains.core.geo.read.raster import Window, close_all, describe_raster, read_window
 
 
@@ -157,6 +159,41 @@ def test_nan_alpha_and_internal_mask_survive(tmp_path: Path) -> None:
             assert not window.valid[:, : half - 1].any() and window.valid[:, half + 1 :].all(), path.name
             assert (window.pixels[:, window.valid] == 7).all() and (window.pixels[:, ~window.valid] == 0).all()
             assert window.pixels.shape[0] == describe_raster(path).count
+
+
+@pytest.mark.parametrize("target", [{"resolution": 20.0}, {"resolution": 5.0}, {"crs": "EPSG:32634"}])
+def test_nan_nodata_of_several_bands_is_one_value(tmp_path: Path, target: dict[str, Any]) -> None:
+    pixels = np.random.default_rng(0).random((2, 96, 96)).astype(np.float32)
+    pixels[:, :24] = np.nan
+    window = read_window(write(tmp_path / "a.tif", pixels, nodata=np.nan), **target)
+    assert window.valid.mean() == pytest.approx(0.75, abs=0.03 if "resolution" in target else 0.2)
+    assert np.isfinite(window.pixels).all() and window.pixels[:, window.valid].min() >= 0
+
+
+def test_a_mask_beside_a_declared_nodata_counts_as_well(tmp_path: Path) -> None:
+    pixels = ramp(2, 40, 40)
+    pixels[:, :10] = 0
+    mask = np.full((40, 40), 255, np.uint8)
+    mask[:, :10] = 0
+    path = write(tmp_path / "a.tif", pixels, nodata=0, mask=mask)
+    assert describe_raster(path).mask == "internal"
+    expected = np.zeros((40, 40), np.bool_)
+    expected[10:, 10:] = True
+    assert (read_window(path).valid == expected).all()
+    for target in ({"resolution": 20.0}, {"resolution": 5.0}):
+        window = read_window(path, **target)
+        step = 40 / window.valid.shape[0]
+        edge = round(10 / step)
+        assert not window.valid[: edge - 1].any() and not window.valid[:, : edge - 1].any()
+        assert window.valid[edge + 1 :, edge + 1 :].all() and (window.pixels[:, window.valid] > 0).all()
+
+
+def test_nan_as_nodata_of_the_caller_makes_one_view(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", ramp(1, 40, 40, "float32"))
+    for _ in range(3):
+        read_window(path, resolution=20.0, nodata=float("nan"))
+    with borrow(path) as handle:
+        assert len(handle.views) == 1
 
 
 def test_nodata_that_differs_between_bands_is_masked_but_not_resampled(tmp_path: Path) -> None:

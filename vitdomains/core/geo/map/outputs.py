@@ -34,9 +34,6 @@ from vitdomains.core.geo.map.scene import unpack
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
 from vitdomains.core.tasks import Kind
 
-# --------------------
-# The legend of a map: the value, name and colour of each class, and the side files by which other programs show them.
-
 
 @dataclass(frozen=True)
 class Labels:
@@ -118,6 +115,7 @@ DRAFT = {
     "driver": "GTiff", "tiled": True, "interleave": "band", "compress": "DEFLATE",
     "zlevel": 1, "bigtiff": "IF_SAFER", "sparse_ok": True,
 }  # fmt: skip
+COG_BLOCK = 128  # GDAL makes no smaller ones in a COG
 COG = {"driver": "COG", "compress": "DEFLATE", "bigtiff": "IF_SAFER"}
 
 
@@ -307,7 +305,7 @@ def _cog(path: Path, profile: dict[str, Any], block: int, overviews: str) -> Ite
     try:
         with rasterio.open(draft, "w", **DRAFT, blockxsize=block, blockysize=block, **profile) as dataset:
             yield dataset
-        rasterio.shutil.copy(draft, part, **COG, blocksize=block, overview_resampling=overviews)
+        rasterio.shutil.copy(draft, part, **COG, blocksize=max(block, COG_BLOCK), overview_resampling=overviews)
         os.replace(part, path)
     finally:
         draft.unlink(missing_ok=True)

@@ -20,15 +20,17 @@ from vitdomains.core.geo.map.outputs import Labels, Place, write_map
 from vitdomains.core.geo.map.scene import LabelTiles
 from vitdomains.core.geo.map.vectors import write_geoparquet, write_vectors
 from vitdomains.core.geo.read.http import is_remote, shown
+from vitdomains.core.geo.read.metadata import NOTHING_KNOWN, PixelMetadata, from_file
 from vitdomains.core.geo.read.raster import describe_raster
-from vitdomains.core.geo.read.scene_paths import BESIDE, files_of
+from vitdomains.core.geo.read.scene_paths import Input, files_of, join_files
 from vitdomains.core.jobs.shards import Executor, Shard, iter_shards, plan_shards, run_shards, verify_shards
 from vitdomains.core.terminal import OnProgress
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to map: ``name`` is unique in the job, ``item`` the address of its STAC item, ``when`` it was taken."""
+    """A raster to map: ``name`` is unique in the job, ``item`` the address of its STAC item, ``when`` it was taken, ``known``
+    what the user or the item say of the numbers of its files, by file without what signs an address."""
 
     name: str
     path: str
@@ -36,6 +38,7 @@ class Scene:
     dtype: str
     item: str = ""
     when: datetime | None = None
+    known: Mapping[str, PixelMetadata] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Tiling:
 
 
 @dataclass(frozen=True)
-class Means:
-    """With what a job is computed; see ``run_shards``."""
+class ComputeOptions:
+    """Executor, workers and devices of a job; see ``run_shards``."""
 
     executor: Executor = "inline"
     workers: int = 1
@@ -66,7 +69,7 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class MapResult:
     """What a job left: tiles by fate, and for each scene the cells of its map by name."""
 
     tiles: int
@@ -75,26 +78,31 @@ class Drawn:
     cells: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def open_scene(path: str, tiling: Tiling, taken: set[str], *, item: str = "", when: datetime | None = None) -> Scene:
+def open_scene(found: Input | str, tiling: Tiling, taken: set[str], said: PixelMetadata = NOTHING_KNOWN) -> Scene:
     """Look at a raster and lay the grid of tiles over it.
 
     Args:
-        path: A local file or an http(s) address, or several (``inputs.py``): the first one's grid is that of the scene.
+        found: Its files, or their path: the first one's grid is that of the scene.
         tiling: How it is cut.
         taken: Names of other scenes of the job.
-        item: Address of its STAC item.
-        when: It was taken, where that is known.
+        said: What the user says of its numbers.
 
     Raises:
         ImageError: It cannot be read.
     """
+    found = Input(tuple(files_of(found))) if isinstance(found, str) else found
     # Workers may run in another folder.
-    files = [file if is_remote(file) else str(Path(file).resolve()) for file in files_of(path)]
+    files = [file if is_remote(file) else str(Path(file).resolve()) for file in found.files]
     info = describe_raster(files[0], resolution=tiling.resolution, crs=tiling.crs)
-    stem = Path(shown(item if len(files) > 1 else files[0])).stem or "scene"
-    name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if n not in taken)
+    stem = Path(shown(found.item if len(files) > 1 else files[0])).stem or "scene"
+    lower = {name.lower() for name in taken}  # some file systems do not tell them apart
+    name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if n.lower() not in lower)
+    known = [said.over(one) for one in found.known or (NOTHING_KNOWN,) * len(files)]
     grid = make_grid(info.width, info.height, tiling.tile, tiling.overlap, tiling.cell)
-    return Scene(name, BESIDE.join(files), Place(grid, info.transform, info.crs), info.dtype, item, when)
+    place = Place(grid, info.transform, info.crs)
+    listed = {shown(file): one for file, one in zip(files, known, strict=True) if one != NOTHING_KNOWN}
+    when = known[0].over(from_file(info)).acquired
+    return Scene(name, join_files(files), place, info.dtype, found.item, when, listed)
 
 
 def label_scenes(
@@ -102,7 +110,7 @@ def label_scenes(
     work: LabelTiles,
     folder: Path,
     context: dict[str, Any],
-    means: Means,
+    compute: ComputeOptions,
     on_progress: OnProgress,
 ) -> list[Shard]:
     """Label the tiles of all scenes, or the rest of them: the finished shards in ``folder``.
@@ -112,15 +120,15 @@ def label_scenes(
         work: The worker.
         folder: Of the job.
         context: What else the results depend on, beside the plan (``plan_shards``).
-        means: Executor and workers.
+        compute: Executor and workers.
         on_progress: As in ``run_shards``.
     """
     plan = pd.concat([plan_table(s.place.grid, s.name, s.path) for s in scenes], ignore_index=True)
     georeference = [[*tuple(s.place.transform)[:6], s.place.crs.to_wkt() if s.place.crs else ""] for s in scenes]
-    shards = plan_shards(plan, folder, means.shard_size, context | {"georeference": georeference})
+    shards = plan_shards(plan, folder, compute.shard_size, context | {"georeference": georeference})
     run_shards(
-        shards, folder, work, executor=means.executor, workers=means.workers, threads=means.threads,
-        ray_address=means.ray_address, num_gpus=means.num_gpus, on_progress=on_progress,
+        shards, folder, work, executor=compute.executor, workers=compute.workers, threads=compute.threads,
+        ray_address=compute.ray_address, num_gpus=compute.num_gpus, on_progress=on_progress,
     )  # fmt: skip
     verify_shards(shards, folder)
     return shards
@@ -150,7 +158,7 @@ def draw(
     vectors: Sequence[Path] = (),
     about: Mapping[str, str] | None = None,
     on_progress: OnProgress = lambda phase, done, total, text: None,
-) -> Drawn:
+) -> MapResult:
     """Write the outputs of a finished job: a map for each scene, one table of tiles for all.
 
     Args:
@@ -178,10 +186,11 @@ def draw(
         write(iter_shards(shards, folder), path, labels.classes, places)
         done += 1
     on_progress("map", done, total, "files")
-    return replace(_fates(shards, folder), cells=cells)
+    return replace(tile_counts(shards, folder), cells=cells)
 
 
-def _fates(shards: Sequence[Shard], folder: Path) -> Drawn:
+def tile_counts(shards: Sequence[Shard], folder: Path) -> MapResult:
+    """How many tiles of a finished job hold too little data, and which could not be read."""
     tiles = skipped = 0
     errors: list[str] = []
     for table in iter_shards(shards, folder):
@@ -189,4 +198,4 @@ def _fates(shards: Sequence[Shard], folder: Path) -> Drawn:
         tiles += len(table)
         skipped += int((np.isnan(table["probability"]) & ~wrong).sum())
         errors += (table["tile_id"] + ": " + table["error"])[wrong].tolist()
-    return Drawn(tiles, skipped, tuple(errors))
+    return MapResult(tiles, skipped, tuple(errors))

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyproj
 import pystac
-import rasterio.warp
 import shapely
 from jsonschema import Draft7Validator
 from pystac.extensions.projection import ProjectionExtension
@@ -30,13 +29,13 @@ from stac_model.schema import MLModelExtension, MLModelProperties
 from vitdomains.core.bundle import WEIGHTS, Bundle
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import write_text
+from vitdomains.core.geo.map.outline import outline
 from vitdomains.core.geo.map.outputs import Labels, Place, class_colours
 
 _SCHEMA = "https://stac-extensions.github.io/{}/schema.json"
 CLASSIFICATION, FILE, PROCESSING = (
     _SCHEMA.format(name) for name in ("classification/v2.0.0", "file/v2.1.0", "processing/v1.2.0")
 )
-_EDGE_POINTS = 21
 _ITEM = f"https://schemas.stacspec.org/v{pystac.get_stac_version()}/item-spec/json-schema/item.json"
 
 
@@ -156,11 +155,13 @@ def map_item(
         sources: Addresses of the scenes' own items.
     """
     made = datetime.now(UTC).replace(microsecond=0)
-    footprint = _footprint(place)
+    footprint, box = (
+        (None, None) if place.crs is None else outline(place.transform, place.crs, place.grid.width, place.grid.height)
+    )
     item = pystac.Item(
         id=name,
         geometry=None if footprint is None else shapely.geometry.mapping(footprint),
-        bbox=None if footprint is None else list(footprint.bounds),
+        bbox=None if box is None else list(box),
         datetime=when or made,
         properties={"created": made.isoformat().replace("+00:00", "Z"), "processing:level": "L4"},
         stac_extensions=[CLASSIFICATION, PROCESSING],
@@ -236,20 +237,3 @@ def check_item(item: Mapping[str, Any]) -> None:
 def slug(name: str) -> str:
     """A class name as the classification extension wants it: letters, digits, ``-`` and ``_``."""
     return re.sub(r"[^0-9A-Za-z_-]+", "-", name).strip("-") or "class"
-
-
-def _footprint(place: Place) -> shapely.Polygon | None:
-    """The scene's outline in longitude and latitude, with points along its edges."""
-    if place.crs is None:
-        return None
-    width, height = place.grid.width, place.grid.height
-    steps = [i / (_EDGE_POINTS - 1) for i in range(_EDGE_POINTS - 1)]
-    if place.crs.is_geographic:
-        steps = [0.0]
-    edge = [(s * width, 0.0) for s in steps] + [(width, s * height) for s in steps]
-    edge += [(width - s * width, height) for s in steps] + [(0.0, height - s * height) for s in steps]
-    xs, ys = zip(*(place.transform @ point for point in edge), strict=True)
-    lon, lat = rasterio.warp.transform(place.crs, "OGC:CRS84", xs, ys)
-    if max(lon) - min(lon) > 180:  # across the antimeridian: in one piece, beyond 180 degrees
-        lon = [x % 360 for x in lon]
-    return shapely.geometry.polygon.orient(shapely.Polygon(zip(lon, lat, strict=True)))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
+from vitdomains.core.geo.read.metadata import PixelMetadata
 from vitdomains.core.tasks import Kind
 
 UNKNOWN = "unknown"
@@ -50,6 +51,16 @@ def read_as(tiles: Path) -> dict[str, str]:
         about = pq.read_schema(tiles).metadata or {}
         return {str(k): str(v) for k, v in json.loads(about.get(READ_AS.encode(), b"{}")).items() if v}
     except (OSError, ValueError, AttributeError):  # whoever reads the rows says what is wrong with the file
+        return {}
+
+
+def read_known(tiles: Path) -> dict[str, PixelMetadata]:
+    """What ``map`` knew of the numbers of its scenes' files, by file without what signs an address."""
+    try:
+        return {
+            file: PixelMetadata.from_dict(said) for file, said in json.loads(read_as(tiles).get("known", "{}")).items()
+        }
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,10 +19,12 @@ import pyogrio
 import pyproj
 import shapely
 from affine import Affine
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, FieldError, GeometryError
 from rasterio.crs import CRS
 
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
+from vitdomains.core.geo.map.outline import tile_outlines
 from vitdomains.core.geo.map.tiles_table import PLACE, probability_columns
 from vitdomains.core.geo.read.scene_paths import shown_path
 
@@ -31,6 +32,8 @@ Georeference = tuple[Affine, CRS | None]
 """From (column, row) of a scene to coordinates of the CRS; None where the scene has none."""
 
 LONLAT = "OGC:CRS84"
+_RESERVED = ("gpkg_", "sqlite_", "rtree_")  # beginnings of layer names that a GeoPackage keeps for itself
+_MOST_CLASSES = 1900  # of SQLite's 2000 columns
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 _DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON", ".fgb": "FlatGeobuf"}
 
@@ -75,7 +78,7 @@ def write_geoparquet(
     if crs is not None:
         column = {
             "encoding": "WKB",
-            "geometry_types": ["Polygon"],
+            "geometry_types": ["Polygon", "MultiPolygon"] if crs.is_geographic else ["Polygon"],
             "crs": crs.to_json_dict(),
             "covering": {"bbox": {side: ["bbox", side] for side in _BOX}},
         }
@@ -90,24 +93,44 @@ def write_geoparquet(
     write_atomically(out, write)
 
 
+def check_vectors(out: Path, classes: Sequence[str], places: Mapping[str, Georeference]) -> tuple[str, pyproj.CRS]:
+    """GDAL's driver for ``out`` and the CRS that the tiles are written in.
+
+    Raises:
+        ConfigError: What cannot be: an ending of no driver, scenes without a CRS, class names or a number of classes that the
+            format does not take.
+    """
+    driver, crs = _DRIVERS.get(out.suffix.lower()), common_crs(places)
+    problem = ""
+    if driver is None:
+        problem = "its ending is not known"
+    elif crs is None:
+        problem = "no scene has a CRS"
+    elif driver == "GPKG":
+        lower = [name.lower() for name in classes]
+        twins = [name for name in classes if lower.count(name.lower()) > 1]
+        problem = f"a GeoPackage does not tell the columns of {', '.join(twins)} apart" if twins else ""
+        if len(classes) > _MOST_CLASSES:
+            problem = f"a GeoPackage has at most {_MOST_CLASSES} columns of classes, not {len(classes)}"
+    if problem or driver is None or crs is None:
+        raise ConfigError(f"{out} cannot be written: {problem}.",
+                          hint=f"Use one of {', '.join(_DRIVERS)}, or --tiles with .parquet.")  # fmt: skip
+    return driver, crs
+
+
 def write_vectors(
     tables: Iterable[pd.DataFrame], out: Path, classes: Sequence[str], places: Mapping[str, Georeference]
 ) -> None:
     """Write tile tables as GeoPackage, GeoJSON (in longitude and latitude, RFC 7946) or FlatGeobuf, by the ending of ``out``.
 
     Raises:
-        ConfigError: An ending of none of these, or no scene has a CRS.
+        ConfigError: As for ``check_vectors``, or GDAL cannot write them.
     """
-    driver = _DRIVERS.get(out.suffix.lower())
-    crs = common_crs(places)
-    if driver is None or crs is None:
-        raise ConfigError(
-            f"{out} cannot be written: " + ("its ending is not known." if driver is None else "no scene has a CRS."),
-            hint=f"Use one of {', '.join(_DRIVERS)}, or --tiles with .parquet.",
-        )
+    driver, crs = check_vectors(out, classes, places)
     if driver == "GeoJSON":
         crs = pyproj.CRS.from_user_input(LONLAT)
     schema = tile_schema(classes, boxed=False)
+    kind = "Unknown" if crs.is_geographic else "Polygon"  # 180 degrees may cut one in two
     options = {"RFC7946": "YES"} if driver == "GeoJSON" else {}
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -118,12 +141,17 @@ def write_vectors(
         # GDAL takes the driver from us, but a GeoPackage has to be called one.
         file = part.with_name(f"{part.name}{out.suffix}")
         try:
+            layer = "tiles" if out.stem.lower().startswith(_RESERVED) else out.stem
             reader = pa.RecordBatchReader.from_batches(schema, batches())
             pyogrio.write_arrow(
-                reader, file, layer=out.stem, driver=driver, geometry_name="geometry", geometry_type="Polygon",
+                reader, file, layer=layer, driver=driver, geometry_name="geometry", geometry_type=kind,
                 crs="EPSG:4326" if driver == "GeoJSON" else crs.to_wkt(), **options,
             )  # fmt: skip
             file.replace(part)
+        except (DataSourceError, DataLayerError, FieldError, GeometryError, FeatureError) as error:
+            raise ConfigError(
+                f"{out} cannot be written: {str(error)[:200]}.", hint="Write --tiles as .parquet."
+            ) from error
         finally:
             file.unlink(missing_ok=True)
 
@@ -134,22 +162,21 @@ def _with_polygons(
     table: pd.DataFrame, schema: pa.Schema, places: Mapping[str, Georeference], crs: pyproj.CRS | None
 ) -> pa.Table:
     """The columns of ``schema``, with polygons in ``crs`` and their boxes."""
-    corners = np.full((len(table), 4, 2), np.nan)
+    shapes = np.full(len(table), None, dtype=object)
+    boxes = np.full((len(table), 4), np.nan)
     for scene, (transform, own) in places.items():
-        rows = (table["scene"] == scene).to_numpy() & (table["width"] > 0).to_numpy()
-        if own is not None and crs is not None and rows.any():
-            corners[rows] = _corners(table[rows], transform, own, crs)
-    there = ~np.isnan(corners).any(axis=(1, 2))
+        rows = np.flatnonzero((table["scene"] == scene).to_numpy() & (table["width"] > 0).to_numpy())
+        if own is not None and crs is not None and len(rows):
+            shapes[rows], boxes[rows] = tile_outlines(table.iloc[rows], transform, own, CRS.from_wkt(crs.to_wkt()))
+    there = np.isfinite(boxes).all(axis=1)
     polygons = np.full(len(table), None, dtype=object)
-    polygons[there] = shapely.to_wkb(shapely.polygons(corners[there]))
+    polygons[there] = shapely.to_wkb(shapes[there])
     columns: dict[str, Any] = {name: table[name] for name in schema.names if name in table}
     columns["path"] = table["path"].map(shown_path)  # what signs an address is no concern of the readers of a table
     columns["geometry"] = pa.array(polygons, pa.binary(), from_pandas=True)
     if "bbox" in schema.names:
-        low, high = corners.min(axis=1), corners.max(axis=1)
-        sides = dict(zip(_BOX, (low[:, 0], low[:, 1], high[:, 0], high[:, 1]), strict=True))
         columns["bbox"] = pa.StructArray.from_arrays(
-            [pa.array(values) for values in sides.values()],
+            [pa.array(side) for side in boxes.T],
             fields=list(schema.field("bbox").type),
             mask=pa.array(~there),
         )
@@ -160,25 +187,3 @@ def _with_polygons(
         for field in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
-
-
-def _corners(table: pd.DataFrame, transform: Affine, own: CRS, crs: pyproj.CRS) -> npt.NDArray[np.float64]:
-    """Corners [N, 4, 2] of tiles in ``crs``."""
-    col, row, width, height = (table[name].to_numpy(np.float64) for name in ("col", "row", "width", "height"))
-    x = np.stack([col, col + width, col + width, col], axis=1)
-    y = np.stack([row, row, row + height, row + height], axis=1)
-    a, b, c, d, e, f = tuple(transform)[:6]
-    found = np.stack([a * x + b * y + c, d * x + e * y + f], axis=-1)
-    source = pyproj.CRS.from_wkt(own.to_wkt())
-    if source == crs:
-        return found
-    shape = found.shape
-    lon, lat = pyproj.Transformer.from_crs(source, crs, always_xy=True).transform(
-        found[..., 0].ravel(), found[..., 1].ravel()
-    )
-    found = np.stack([lon, lat], axis=-1).reshape(shape)
-    if crs.is_geographic:
-        # A tile across the antimeridian stays in one piece, beyond 180 degrees.
-        across = np.ptp(found[..., 0], axis=1) > 180
-        found[across, :, 0] = found[across, :, 0] % 360
-    return found

@@ -49,12 +49,14 @@ class Closes(Protocol):
 
 @dataclass(eq=False)
 class Handle:
-    """An open file and what was worked out about it; ``views`` are the grids that it is warped to."""
+    """An open file and what is known of it; ``views`` are the grids that it is warped to, ``value_range`` the lowest and highest
+    value of a sample, () where that holds no data and None before it was taken."""
 
     source: Source
     dataset: DatasetReader
     users: int = 0
     views: OrderedDict[Hashable, Closes | None] = field(default_factory=OrderedDict)
+    value_range: tuple[float, float] | tuple[()] | None = None
 
     @cached_property
     def info(self) -> RasterInfo:
@@ -223,7 +225,7 @@ def _dataset(source: Source, driver: str, **options: object) -> DatasetReader:
     # A remote server is not asked for files beside the one that was named; for local files they count (.ovr, .msk, .aux.xml).
     listing = {"GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"} if is_remote(source.address) else {}
     with typed_errors(source), rasterio.Env(GTIFF_IGNORE_READ_ERRORS=False, **listing):
-        return rasterio.open(source.address, driver=driver, opener=source.opener(), **options)
+        return rasterio.open(source.opened, driver=driver, opener=source.opener(), **options)
 
 
 def _open(source: Source) -> Handle:

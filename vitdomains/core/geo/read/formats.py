@@ -15,80 +15,7 @@ from pathlib import Path
 
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.read.http import RemoteFile, RemoteView, is_remote, shown
-
-# --------------------
-# Virtual rasters: XML that names other files, taken only where those stand in its own folder or in one that is listed.
-#
-# A VRT can name an address on the network or a file anywhere on the machine, so one from elsewhere could make a server read
-# what its sender may not. Plain mosaics and stacks (``gdalbuildvrt``) pass; warped, processed and raw ones do not.
-#
-# Environment:
-#     VITDOMAINS_VRT_FOLDERS: more folders, by the system's path separator, that VRTs may point into.
-
-MAX_BYTES = 2**24
-_BANDS = (None, "VRTSourcedRasterBand", "VRTDerivedRasterBand")
-
-
-def is_vrt(head: bytes) -> bool:
-    """Do these first bytes begin a VRT?"""
-    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") and b"<VRTDataset" in head
-
-
-def check_vrt(path: Path, magic: list[bytes]) -> None:
-    """Refuse a VRT that points elsewhere, or whose sources are anything but raster files.
-
-    Args:
-        path: The VRT.
-        magic: The first bytes that a source may have; a VRT in a VRT has none of them.
-
-    Raises:
-        ImageError: Not a plain VRT, or it points where it may not.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ImageError(path, f"is a VRT of more than {MAX_BYTES} bytes")
-        root = ElementTree.fromstring(path.read_bytes())
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise ImageError(path, f"is no well-formed VRT ({error})") from error
-    if root.get("subClass") is not None:
-        raise ImageError(path, "is no plain VRT", tag="subClass", value=root.get("subClass"), hint=_CONVERT)
-    for band in root.iter("VRTRasterBand"):
-        if band.get("subClass") not in _BANDS:
-            raise ImageError(path, "is no plain VRT", tag="subClass", value=band.get("subClass"), hint=_CONVERT)
-    for element in root.iter():
-        if element.tag in ("PixelFunctionCode", "SourceDataset", "OpenOptions", "Overview", "MetadataItem"):
-            raise ImageError(path, "is no plain VRT", tag="element", value=element.tag, hint=_CONVERT)
-    folders = [Path(os.path.realpath(path.parent)), *map(Path, _listed())]
-    for element in root.iter("SourceFilename"):
-        _check_source(path, element.text or "", element.get("relativeToVRT") == "1", folders, magic)
-
-
-_CONVERT = "Write it out as a file: `gdal_translate -of COG IN.vrt OUT.tif`."
-
-
-def _listed() -> list[str]:
-    names = os.environ.get("VITDOMAINS_VRT_FOLDERS", "").split(os.pathsep)
-    return [os.path.realpath(name) for name in names if name]
-
-
-def _check_source(path: Path, name: str, relative: bool, folders: list[Path], magic: list[bytes]) -> None:
-    target = Path(os.path.realpath(path.parent / name if relative else name))
-    if not any(target.is_relative_to(folder) for folder in folders):
-        raise ImageError(
-            path,
-            "is a VRT that points outside its folder",
-            tag="SourceFilename",
-            value=name,
-            hint="If that is meant, list the folder in VITDOMAINS_VRT_FOLDERS.",
-        )
-    try:
-        with target.open("rb") as file:
-            head = file.read(64)
-    except OSError as error:
-        raise ImageError(path, f"is a VRT whose source cannot be opened ({error.strerror})", value=name) from error
-    if not head.startswith(tuple(magic)):
-        raise ImageError(path, "is a VRT whose source is no raster file", tag="SourceFilename", value=name)
-
+from vitdomains.core.geo.read.vrt import MAX_BYTES, clean_vrt, is_vrt
 
 # The first bytes of what is read here, and GDAL's driver for it.
 MAGIC: tuple[tuple[bytes, str], ...] = (
@@ -108,12 +35,18 @@ HEAD_BYTES = 1024
 
 @dataclass(eq=False)
 class Source:
-    """What is read: ``name`` for messages, ``signature`` to notice that a local file was replaced."""
+    """What is read: ``name`` for messages, ``signature`` to notice that a local file was replaced, ``xml`` of a VRT."""
 
     name: str
     address: str
     signature: tuple[int, ...]
     remote: RemoteFile | None = None
+    xml: str = ""
+
+    @property
+    def opened(self) -> str:
+        """What GDAL is given to open: the address, or a virtual raster as it was written anew."""
+        return self.xml or self.address
 
     @property
     def failure(self) -> ImageError | None:
@@ -182,9 +115,11 @@ def driver_of(source: Source) -> str:
         raise ImageError(source.name, "is empty", hint="Is the download complete?")
     driver = next((driver for magic, driver in MAGIC if head.startswith(magic)), None)
     if driver:
+        if source.remote is None:
+            check_sidecars(Path(source.address))
         return driver
     if is_vrt(head) and source.remote is None:
-        check_vrt(Path(source.address), [magic for magic, _ in MAGIC])
+        source.xml = clean_vrt(Path(source.address), _is_raster)
         return "VRT"
     raise ImageError(
         source.name,
@@ -194,3 +129,74 @@ def driver_of(source: Source) -> str:
         hint="Readable: GeoTIFF/COG, JPEG 2000, PNG, JPEG, WebP, Erdas Imagine, local VRT. Convert others: "
         "`gdal_translate -of COG IN OUT.tif`.",
     )
+
+
+def _is_raster(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head.startswith(tuple(magic for magic, _ in MAGIC)):
+        return False
+    check_sidecars(path)
+    return True
+
+
+_SIDE_RASTERS = (".ovr", ".msk", ".ovr.msk", ".msk.ovr", ".ovr.ovr", ".aux")
+_SIDE_XML = (".aux.xml", *(f"{ending}.aux.xml" for ending in _SIDE_RASTERS[:2]))
+_PAM = frozenset({
+    "pamdataset", "pamrasterband", "srs", "geotransform", "gcplist", "gcp", "metadata", "mdi", "description", "unittype",
+    "offset", "scale", "nodatavalue", "colorinterp", "colortable", "entry", "categorynames", "category", "histograms",
+    "histitem", "histmin", "histmax", "bucketcount", "includeoutofrange", "approximate", "histcounts", "minimum", "maximum",
+    "mean", "stddev", "gdalrasterattributetable", "fielddefn", "name", "type", "usage", "row", "f",
+})  # fmt: skip
+_PAM_DOMAINS = ("", "image_structure", "rpc", "imagery", "color_profile")
+
+
+def check_sidecars(path: Path) -> None:
+    """Refuse a file beside which lies something that GDAL would open with it as a format that nobody chose.
+
+    GDAL opens ``FILE.ovr`` and ``FILE.msk`` as whatever they hold: here they have to be GeoTIFF (or ``FILE.aux`` Erdas).
+    ``FILE.aux.xml`` may hold what describes pixels and where they lie, but name no other file.
+
+    Raises:
+        ImageError: As above; the file beside is named.
+    """
+    hint = "Remove it, or write the raster out as one file: `rio cogeo create IN OUT.tif`."
+    tiffs = tuple(magic for magic, driver in MAGIC if driver in ("GTiff", "HFA"))
+    for ending in (*_SIDE_RASTERS, *(ending.upper() for ending in _SIDE_RASTERS[:2])):
+        for side in (Path(f"{path}{ending}"), path.with_suffix(ending)):
+            if side != path and side.is_file() and not _head_of(side).startswith(tiffs):
+                raise ImageError(path, f"has {side.name} beside it, which is no GeoTIFF", hint=hint)
+    for ending in _SIDE_XML:
+        side = Path(f"{path}{ending}")
+        if side.is_file() and (word := _strange_in_pam(side)):
+            raise ImageError(path, f"points to another file, or may: {side.name}", tag="holds", value=word, hint=hint)
+
+
+def _head_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(64)
+    except OSError:
+        return b""
+
+
+def _strange_in_pam(path: Path) -> str:
+    """What a ``.aux.xml`` holds beyond the description of pixels and place; empty where nothing."""
+    try:
+        raw = path.read_bytes()[: MAX_BYTES + 1]
+        if len(raw) > MAX_BYTES or b"<!DOCTYPE" in raw.upper():
+            return "more than a description"
+        elements = list(ElementTree.fromstring(raw).iter())
+    except (OSError, ElementTree.ParseError, ValueError, RecursionError):
+        return "XML that is not well formed"
+    for element in elements:
+        name = str(element.tag).rpartition("}")[2].rpartition(":")[2].lower()
+        if name not in _PAM:
+            return str(element.tag)
+        domain = next(
+            (value for key, value in element.attrib.items() if key.rpartition("}")[2].lower() == "domain"), ""
+        )
+        if domain.lower() not in _PAM_DOMAINS:
+            inner = element.find("*")
+            return f"{domain} {inner.get('key', '') if inner is not None else ''}".strip()
+    return ""

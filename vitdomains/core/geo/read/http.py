@@ -24,8 +24,8 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from vitdomains.core import __version__
 from vitdomains.core.errors import ImageError
+from vitdomains.core.geo.read.vrt import allowed_folders
 
-# --------------------
 # Which addresses may be read: http(s) on public hosts, or on those that the environment names.
 #
 # Environment:
@@ -53,14 +53,14 @@ def resolve_href(href: str, base: str | Path) -> str:
         base: The item's own path or address.
 
     Raises:
-        ImageError: Neither a file nor http(s), or a local file named by a remote item.
+        ImageError: Neither a file nor http(s), a local file named by a remote item, or one outside of a local item's folder.
     """
     if is_remote(base):
         found = urljoin(str(base), href)
     elif "://" in href:
         found = href
     else:
-        return str(Path(base).parent / href)
+        return _local_asset(href, Path(base))
     if not is_remote(found):
         raise ImageError(
             shown(str(base)),
@@ -70,6 +70,21 @@ def resolve_href(href: str, base: str | Path) -> str:
             hint="Where the item lists an alternate https href, use that; else download the asset.",
         )
     return found
+
+
+def _local_asset(href: str, item: Path) -> str:
+    """The local file that a local STAC item names, in its own folder or one that is listed."""
+    found = item.parent / href
+    target = Path(os.path.realpath(found))
+    if not any(target.is_relative_to(folder) for folder in allowed_folders(item.parent)):
+        raise ImageError(
+            item,
+            "points outside its folder",
+            tag="href",
+            value=href,
+            hint="If that is meant, list the folder in VITDOMAINS_VRT_FOLDERS.",
+        )
+    return str(found)
 
 
 def _names(variable: str) -> tuple[str, ...]:

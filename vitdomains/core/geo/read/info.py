@@ -37,6 +37,7 @@ class RasterInfo:
     not every band has a name. ``transform`` takes (column, row) to coordinates of ``crs``, which is None without a
     georeference; ``bounds`` encloses the four corners. ``resolution`` is the pixel's (width, height) in metres on the
     ground at the centre, NaN without ``crs``. ``nodata`` is what the first band declares, ``nodatavals`` what each does;
+    ``mask`` says what marks pixels without data first (``nodatavals`` count beside it);
     ``undeclared_collar`` is the value of a constant border that the file does not declare. An image that only has ground
     control points is described on the north-up grid that it is warped to.
     """
@@ -61,6 +62,7 @@ class RasterInfo:
     offsets: tuple[float, ...] = ()
     nodatavals: tuple[float | None, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict, compare=False)
+    palette: bool = False  # its only band holds numbers of colours
 
 
 def describe_dataset(dataset: DatasetReader, path: str) -> RasterInfo:
@@ -86,7 +88,7 @@ def describe_dataset(dataset: DatasetReader, path: str) -> RasterInfo:
         dtype=str(np.result_type(*(dataset.dtypes[index - 1] for index in indexes))),
         crs=crs,
         transform=transform,
-        nodata=dataset.nodata,
+        nodata=dataset.nodatavals[indexes[0] - 1] if indexes else None,
         bands=names,
         bounds=corner_bounds(transform, dataset.width, dataset.height),
         mask=mask,
@@ -99,6 +101,7 @@ def describe_dataset(dataset: DatasetReader, path: str) -> RasterInfo:
         offsets=tuple(dataset.offsets[index - 1] for index in indexes),
         nodatavals=tuple(dataset.nodatavals[index - 1] for index in indexes),
         tags=dataset.tags(),
+        palette=len(indexes) == 1 and dataset.colorinterp[indexes[0] - 1] == ColorInterp.palette,
     )
 
 
@@ -112,14 +115,12 @@ def _georeference(dataset: DatasetReader) -> tuple[CRS | None, Georeference]:
 
 
 def mask_kind(dataset: DatasetReader) -> Mask:
-    """By what the file says which pixels are valid."""
+    """By what the file says which pixels are valid; nodata beside a mask counts too: a pixel is data where both say so."""
     if ColorInterp.alpha in dataset.colorinterp:
         return "alpha"
-    if any(value is not None for value in dataset.nodatavals):
-        return "nodata"
     if any(MaskFlags.per_dataset in flags for flags in dataset.mask_flag_enums):
         return "internal"
-    return "none"
+    return "nodata" if any(value is not None for value in dataset.nodatavals) else "none"
 
 
 def _names(dataset: DatasetReader, indexes: tuple[int, ...]) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ def _corner(dataset: DatasetReader, indexes: tuple[int, ...], corner: int, side:
     top = 0 if corner < 2 else dataset.height - side
     left = 0 if corner % 2 == 0 else dataset.width - side
     return np.asarray(dataset.read(indexes, window=((top, top + side), (left, left + side))))
+
+
+def distinct(values: Iterable[float | None]) -> set[float]:
+    """Declared nodata values without their repetitions; NaN, which equals nothing, once."""
+    return {math.nan if math.isnan(value) else float(value) for value in values if value is not None}
 
 
 def valid_pixels(

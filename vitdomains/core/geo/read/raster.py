@@ -6,6 +6,7 @@ without data, coordinates that cannot be) is an error or a masked pixel here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from vitdomains.core.geo.read.warp import Grid, Resampling, Rows, parse_crs, vie
 __all__ = ["MAX_PIXELS", "RasterInfo", "Window", "close_all", "describe_raster", "open_raster", "read_window"]
 
 MAX_PIXELS = 100_000_000  # values of one read (width x height x bands): 400 MB as float32
+
+_SAMPLE = 512  # pixels a side of a raster that ``value_range`` reads whole
 
 Extent = tuple[int, int, int, int]
 
@@ -114,6 +117,46 @@ def read_window(
     if valid.shape != (height, width):
         pixels, valid = _padded(pixels, valid, top - row, left - column, height, width)
     return Window(pixels, valid, _shifted(info.transform, column, row), info.crs, names)
+
+
+def value_range(path: str | Path) -> tuple[float, float] | None:
+    """Lowest and highest value of a sample of the raster, None where that holds no data; worked out once for an open file.
+
+    Raises:
+        ImageError: As for ``read_window``.
+    """
+    with borrow(path) as handle:
+        if handle.value_range is None:
+            handle.value_range = _sampled_range(path, handle.info)
+        return handle.value_range or None
+
+
+def _sampled_range(path: str | Path, info: RasterInfo) -> tuple[float, float] | tuple[()]:
+    """Of windows that stand in a grid of 4 x 4 over the scene, or of all where it is small."""
+    low, high = math.inf, -math.inf
+    side = 64 if info.width * info.height > _SAMPLE**2 else _SAMPLE
+    columns, rows = ([*range(0, n, max(side, (n - side) // 3))] if n > side else [0] for n in (info.width, info.height))
+    for row in rows:
+        for column in columns:
+            extent = (column, row, min(side, info.width - column), min(side, info.height - row))
+            window = read_window(path, extent)
+            values = window.pixels[:, window.valid]
+            if values.size:
+                low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return (low, high) if low <= high else ()
+
+
+def palette_of(path: str | Path) -> npt.NDArray[np.uint8]:
+    """The colours of a palette raster, uint8 [256, 4] of red, green, blue and opacity; clear where it has none.
+
+    Raises:
+        ImageError: As for ``read_window``.
+    """
+    with borrow(path) as handle:
+        colours = np.zeros((256, 4), np.uint8)
+        for value, colour in handle.dataset.colormap(handle.info.indexes[0]).items():
+            colours[value] = colour
+        return colours
 
 
 def _collar(handle: Handle) -> float | None:

@@ -5,32 +5,46 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pystac
 
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.read.http import is_remote, read_remote, resolve_href, shown
+from vitdomains.core.geo.read.metadata import PixelMetadata, from_item
 
 _RASTERS = ("image/tiff", "image/vnd.stac.geotiff", "image/jp2")
 _ENDINGS = (".tif", ".tiff", ".jp2", ".vrt")
 _MAX_ITEM_BYTES = 2**24
 BESIDE = "|"
-"""Stands between the files of a scene whose bands have one each; no address contains it."""
+"""Stands in the column ``path`` of a table between the files of a scene whose bands have one each."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """A raster to read; ``item`` is the address of the STAC item that named it, ``when`` the time that stands there.
+    """A scene to read: one file, or one for each band.
 
-    ``path`` names several files, joined by ``|``, where each band has one of its own.
+    ``item`` is the address of the STAC item that named them, ``known`` what that says of each file's numbers.
     """
 
-    path: str
+    files: tuple[str, ...]
     item: str = ""
-    when: datetime | None = None
+    known: tuple[PixelMetadata, ...] = ()
+
+
+def join_files(files: Sequence[str]) -> str:
+    """Files as one text for a table; ``files_of`` is the inverse.
+
+    Raises:
+        ImageError: A local name holds the mark that parts them.
+    """
+    found = [file.replace(BESIDE, quote(BESIDE)) if is_remote(file) else file for file in files]
+    for file in found:
+        if BESIDE in file:
+            raise ImageError(file, f"has {BESIDE!r} in its name, which parts the files of a scene", hint="Rename it.")
+    return BESIDE.join(found)
 
 
 def files_of(path: str) -> list[str]:
@@ -52,10 +66,10 @@ def find_input(word: str, *, asset: str = "", bands: Sequence[Collection[str]] =
         bands: For each band that is wanted, in order, the names that it goes by.
 
     Raises:
-        ImageError: No STAC item, or it is not clear which of its assets are meant.
+        ImageError: No STAC item, it is not clear which of its assets are meant, or one is where the item may not point.
     """
     if Path(shown(word)).suffix.lower() not in (".json", ".geojson"):
-        return Input(word)
+        return Input(tuple(files_of(word)))
     try:
         raw = read_remote(word, limit=_MAX_ITEM_BYTES) if is_remote(word) else Path(word).read_bytes()[:_MAX_ITEM_BYTES]
         item = pystac.Item.from_dict(json.loads(raw), preserve_dict=False, migrate=True)
@@ -68,7 +82,12 @@ def find_input(word: str, *, asset: str = "", bands: Sequence[Collection[str]] =
         raise ImageError(
             shown(word), f"has no asset {asset!r}", hint=f"It has {', '.join(item.assets)}: name one with --asset."
         )
-    return Input(BESIDE.join(resolve_href(item.assets[key].href, word) for key in keys), word, item.datetime)
+    chosen = [item.assets[key] for key in keys]
+    try:
+        known = tuple(from_item(item, one) for one in chosen)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ImageError(shown(word), f"describes its bands in no way of STAC ({str(error)[:120]})") from error
+    return Input(tuple(resolve_href(one.href, word) for one in chosen), word, known)
 
 
 def _fitting(item: pystac.Item, word: str, bands: Sequence[set[str]]) -> list[str]:

@@ -23,7 +23,7 @@ from rasterio.vrt import WarpedVRT
 from vitdomains.core.errors import ConfigError, ImageError
 from vitdomains.core.geo.read.dataset_pool import Handle, open_overview
 from vitdomains.core.geo.read.info import LONLAT, RasterInfo, corner_bounds, ground_resolution, place
-from vitdomains.core.geo.read.nodata import valid_pixels
+from vitdomains.core.geo.read.nodata import distinct, valid_pixels
 
 Resampling = Literal["nearest", "bilinear", "cubic", "average", "mode"]
 Rows = tuple[tuple[int, int], tuple[int, int]]
@@ -43,6 +43,10 @@ class Grid:
     resampling: Resampling = "bilinear"
     nodata: float | None = None  # in place of what the file declares
     collar: float | None = None  # the value of a border that no band declares
+
+    def __post_init__(self) -> None:
+        if self.nodata is not None and math.isnan(self.nodata):
+            object.__setattr__(self, "nodata", math.nan)  # the same one each time, for grids are keys of views
 
     @property
     def plain(self) -> bool:
@@ -69,24 +73,27 @@ class View:
 
     def __init__(self, handle: Handle, info: RasterInfo, grid: Grid) -> None:
         self.info = info
-        stored = handle.info
         self._open: list[DatasetReader] = []  # closed last to first
-        source = handle.dataset
-        masked = grid.nodata is None and stored.mask in ("alpha", "internal")
+        masked = grid.nodata is None and handle.info.mask in ("alpha", "internal")
+        declared = masked and bool(distinct(handle.info.nodatavals))
+        self._source = self._warped(handle, grid, masked=masked and not declared)
+        self._mask = self._warped(handle, grid, masked=True) if declared else self._source
+        self._alpha = self._mask.colorinterp.index(ColorInterp.alpha) + 1 if masked else 0
+
+    def _warped(self, handle: Handle, grid: Grid, *, masked: bool) -> DatasetReader:
+        """The raster on the target grid: with an alpha band where ``masked``, else with NaN for nodata."""
+        stored, info, source = handle.info, self.info, handle.dataset
         options = _mask_options(stored, grid, masked) | {"resampling": rasterio.enums.Resampling[grid.resampling]}
         target = {"crs": info.crs, "transform": info.transform, "width": info.width, "height": info.height}
-        there = False
         if stored.georeference == "gcps":
             # GDAL drops the points where a grid is prescribed: first to the grid that it finds, from there to the target.
             source = self._keep(WarpedVRT(source, src_crs=stored.crs, crs=stored.crs, **options))
             options |= {"add_alpha": False} if masked else {"src_nodata": math.nan}
-            there = (source.crs, source.transform, source.width, source.height) == tuple(target.values())
+            if (source.crs, source.transform, source.width, source.height) == tuple(target.values()):
+                return source
         elif (level := _overview_level(stored, info)) is not None:
             source = self._keep(open_overview(handle, level))
-        if not there:
-            source = self._keep(WarpedVRT(source, src_crs=_wrapped(stored, info.crs), **target, **options))
-        self._source = source
-        self._alpha = source.colorinterp.index(ColorInterp.alpha) + 1 if masked else 0
+        return self._keep(WarpedVRT(source, src_crs=_wrapped(stored, info.crs), **target, **options))
 
     def _keep(self, dataset: DatasetReader) -> DatasetReader:
         self._open.append(dataset)
@@ -94,11 +101,13 @@ class View:
 
     def read(self, indexes: Sequence[int], rows: Rows) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
         """float32 [C, H, W] and valid [H, W] of ((top, bottom), (left, right)); 0 where not valid."""
-        if self._alpha:
+        if self._alpha and self._mask is self._source:
             raw = self._source.read([*indexes, self._alpha], window=rows)
             pixels, shown = raw[:-1].astype(np.float32), raw[-1] > 0
         else:
             pixels, shown = self._source.read(indexes, window=rows), None
+            if self._alpha:
+                shown = self._mask.read(self._alpha, window=rows) > 0
         valid = valid_pixels(pixels, [None] * len(pixels), None)
         assert valid is not None  # of floating point
         if shown is not None:
@@ -126,7 +135,7 @@ def _mask_options(info: RasterInfo, grid: Grid, masked: bool) -> dict[str, objec
         return {"add_alpha": True} if info.mask == "internal" else {}
     # Every band is compared with its nodata value by itself and comes out as NaN, with the collar only all together.
     options: dict[str, object] = {"dtype": "float32", "nodata": math.nan, "UNIFIED_SRC_NODATA": "NO"}
-    declared = {value for value in info.nodatavals if value is not None}
+    declared = distinct(info.nodatavals)
     if grid.collar is not None:
         return options | {"src_nodata": grid.collar, "UNIFIED_SRC_NODATA": "YES"}
     if grid.nodata is not None:
@@ -137,7 +146,7 @@ def _mask_options(info: RasterInfo, grid: Grid, masked: bool) -> dict[str, objec
             "declares another nodata value for each band, which cannot be resampled",
             tag="nodata",
             value=info.nodatavals,
-            hint="Give nodata, or write the file with one value for all bands.",
+            hint="Give it one value for all bands: `gdalwarp -srcnodata 'A B' -dstnodata V IN OUT.tif`.",
         )
     return options | ({"src_nodata": declared.pop()} if declared else {})
 
