@@ -210,11 +210,13 @@ def _corner(tiles: Path, tile_id: str, info: RasterInfo) -> tuple[float, float] 
         return None
     rows = pq.read_table(tiles, columns=["tile_id", "geometry"], filters=[("tile_id", "=", tile_id)])
     polygon = shapely.from_wkb(rows["geometry"][0].as_py()) if len(rows) and rows["geometry"][0].is_valid else None
-    if polygon is None:
+    if polygon is None or polygon.geom_type != "Polygon":  # 180 degrees cut it: it begins elsewhere
         return None
     crs = pyproj.CRS.from_json_dict(json.loads(about.metadata[b"geo"])["columns"]["geometry"]["crs"])
     mover = pyproj.Transformer.from_crs(crs, info.crs.to_wkt(), always_xy=True)
     x, y = mover.transform(*polygon.exterior.coords[0])
+    if info.crs.is_geographic:  # outlines stay within 180 degrees, scenes need not
+        x += 360 * round(((info.bounds.left + info.bounds.right) / 2 - x) / 360)
     return place(~info.transform, x, y)
 
 

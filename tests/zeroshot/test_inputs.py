@@ -15,9 +15,9 @@ from tests.zeroshot import tiny
 from vitdomains.core.commands.predict import predict
 from vitdomains.core.data.manifest import read_manifest
 from vitdomains.core.errors import ConfigError, ImageError
+from vitdomains.core.geo.read.pixels import decode_picture
 from vitdomains.zeroshot import DOMAIN, clip_zero_shot_classification
 from vitdomains.zeroshot.commands import embed, label
-from vitdomains.zeroshot.embeddings.reader import decode
 from vitdomains.zeroshot.embeddings.run import image_query
 from vitdomains.zeroshot.labels.outputs import file_names
 from vitdomains.zeroshot.labels.prompts import make_prompts, plain, read_classes
@@ -208,7 +208,7 @@ def test_one_bad_file_never_ends_a_job(model: Path, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(cv2, "imdecode", too_large)
     with pytest.raises(ImageError, match="cannot be decoded"):
-        decode(np.ones(8, np.uint8), "huge.png")
+        decode_picture(np.fromfile(next((tmp_path / "tiles").glob("tile*.png")), np.uint8), "huge.png")
 
 
 def test_reviewed_words_are_read_as_they_are_written(model: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import rasterio
 from rasterio.warp import transform
@@ -15,7 +17,10 @@ from shapely.geometry import Point, box
 from tests.satellite.tile_files import UTM, write_raster
 from vitdomains.core.data.manifest import labels, read_manifest
 from vitdomains.core.errors import ConfigError, ImageError, ManifestError
+from vitdomains.core.geo.read.metadata import known_of, parse_bands
+from vitdomains.core.geo.read.raster import close_all, describe_raster
 from vitdomains.satellite.scenes.tiles import TileRules, cut_tiles
+from vitdomains.satellite.sensors import read_bands, sensor_named
 
 SIDE = 64  # pixels of the scene, 10 m each
 LEFT, TOP = 500_000.0, 5_000_000.0
@@ -257,3 +262,103 @@ def test_real_polygons_and_a_collar(shared: Path, tmp_path: Path) -> None:
     assert m.classes == ("crop", "developed", "tree", "water")
     assert 30 < len(m) < 60  # polygons of 71,000 to 191,000 m2 on a grid of 120 m
     assert (m.table["valid_fraction"] == 1).all()
+
+
+@pytest.mark.parametrize("ending", [".gpkg", ".geojson", ".fgb", ".parquet", ".shp"])
+def test_long_codes_stay_apart_beside_a_blank(scene: Path, tmp_path: Path, ending: str) -> None:
+    codes = pd.array([3301010101, 3301010102, 3302000000, None], dtype="Int64")
+    half = SIDE * 5.0
+    shapes = [
+        box(LEFT + x, TOP + y - half, LEFT + x + half, TOP + y)
+        for x, y in ((0, 0), (half, 0), (0, -half), (half, -half))
+    ]
+    table = gpd.GeoDataFrame({"code": codes}, geometry=shapes, crs=UTM)
+    path = tmp_path / f"crops{ending}"
+    table.to_parquet(path) if ending == ".parquet" else table.to_crs(
+        "EPSG:4326" if ending == ".geojson" else UTM
+    ).to_file(path)
+    m = cut_tiles(
+        [scene], path, tmp_path / "out", TileRules(size=16, field="code"), names={"3302000000": "winter wheat"}
+    )
+    assert m.classes == ("3301010101", "3301010102", "winter wheat")
+    assert labels(m).sum(axis=0).tolist() == [4, 4, 4]
+
+
+def test_codes_of_a_label_raster_are_written_out(scene: Path, tmp_path: Path) -> None:
+    codes = np.array([0, 3301010101, 3301010102, 3302000000, 4000000000], np.uint32)[quarters()]
+    m = cut_tiles([scene], write_raster(tmp_path / "codes.tif", codes[None]), tmp_path / "out", TileRules(size=16))
+    assert m.classes == ("3301010101", "3301010102", "3302000000", "4000000000")
+    wrong = write_raster(tmp_path / "float.tif", codes[None].astype(np.float32))
+    with pytest.raises(ImageError, match="above 16777216"):
+        cut_tiles([scene], wrong, tmp_path / "float", TileRules(size=16))
+
+
+def test_blank_and_odd_values_of_a_field(scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = polygons(tmp_path / "p.gpkg", name=["None", "NA", "  ", "0101"])
+    m = cut_tiles([scene], path, tmp_path / "out", TileRules(size=16))
+    assert m.classes == ("0101", "NA", "None") and "1 without a value of name" in caplog.text
+    decimals = polygons(tmp_path / "d.gpkg", name=[1.0, 2.5, 3.0, np.nan])
+    assert cut_tiles([scene], decimals, tmp_path / "d", TileRules(size=16)).classes == ("1", "2.5", "3")
+
+
+def test_vectors_are_what_their_first_bytes_say(scene: Path, tmp_path: Path) -> None:
+    secret = polygons(tmp_path / "secret.gpkg")
+    ogr = f'<OGRVRTDataSource><OGRVRTLayer name="a"><SrcDataSource>{secret}</SrcDataSource></OGRVRTLayer></OGRVRTDataSource>'
+    for name, text, said in (
+        ("a.geojson", ogr, "no vector data that is read here"),
+        ("b.gpkg", ogr, "no vector data that is read here"),
+        ("c.json", '{"type": "Topology"}', "no GeoJSON of features"),
+        ("d.geojson", '{"type": ', "cannot be read as vector data"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ImageError, match=said):
+            cut_tiles([scene], tmp_path / name, tmp_path / "out", TileRules(size=16))
+    lone = polygons(tmp_path / "lone.shp")
+    lone.with_suffix(".dbf").unlink()
+    with pytest.raises(ImageError, match=r"has no lone\.dbf beside it"):
+        cut_tiles([scene], lone, tmp_path / "out", TileRules(size=16))
+
+
+def test_what_is_known_of_a_scene_is_written_into_its_tiles(tmp_path: Path) -> None:
+    """A SAFE folder's name, scale and offset of the file, an option: a tile on its own says the same."""
+    folder = tmp_path / "S2B_MSIL2A_20230821T221941_N0509_R029_T33TWN_20230822T021825.SAFE" / "IMG_DATA"
+    pixels = np.full((3, SIDE, SIDE), 3000, np.uint16)
+    pixels[:, 0, 0] = (3100, 3200, 3300)
+    scene = write_raster(folder / "T33TWN_20230821T221941_TCI.tif", pixels)
+    truth = write_raster(tmp_path / "truth.tif", quarters()[None])
+    sensor = sensor_named("sentinel2_l2a")
+    rules = TileRules(size=16, bands=parse_bands("red=3,green=2,blue=1"))
+    m = cut_tiles([scene], truth, tmp_path / "out", rules)
+    tile = m.table["path"][0]
+    close_all()
+    assert describe_raster(tile).bands == ("red", "green", "blue")
+    assert known_of(describe_raster(tile)).acquired == datetime(2023, 8, 21, 22, 19, 41, tzinfo=UTC)
+    found = read_bands(tile, sensor, ["red", "blue"])
+    np.testing.assert_allclose(found.pixels[:, 0, 0], [0.23, 0.21], atol=1e-6)
+    plain = write_raster(tmp_path / "plain.tif", pixels, bands=("blue", "green", "red"))
+    with rasterio.open(plain, "r+") as file:
+        file.scales, file.offsets = (1e-4,) * 3, (-0.1, -0.2, -0.3)
+    close_all()
+    tile = cut_tiles([plain], truth, tmp_path / "scaled", TileRules(size=16, bands=("red", "blue"))).table["path"][0]
+    assert (describe_raster(tile).bands, describe_raster(tile).offsets) == (("red", "blue"), (-0.3, -0.1))
+    np.testing.assert_allclose(read_bands(tile, sensor, ["red", "blue"]).pixels[:, 0, 0], [0.03, 0.21], atol=1e-6)
+    said = TileRules(size=16, baseline="harmonized", acquired="2020-05-01", units="stored")
+    nameless = write_raster(tmp_path / "n.tif", pixels, bands=("blue", "green", "red"))
+    tile = cut_tiles([nameless], truth, tmp_path / "said", said).table["path"][0]
+    known = known_of(describe_raster(tile))
+    assert (known.baseline, known.units, known.acquired) == ("harmonized", "stored", datetime(2020, 5, 1, tzinfo=UTC))
+    assert read_bands(tile, sensor, ["red"]).pixels[0, 0, 0] == pytest.approx(0.33)
+
+
+@pytest.mark.parametrize(
+    ("bands", "said"),
+    [("red=3,green", "some have a number"), ("a,b", "2 band names for the 3 bands"), ("red=9", "no band")],
+)
+def test_bands_that_cannot_be_are_refused(tmp_path: Path, bands: str, said: str) -> None:
+    scene = write_raster(tmp_path / "s.tif", np.ones((3, SIDE, SIDE), np.uint8) * 9)
+    truth = write_raster(tmp_path / "truth.tif", quarters()[None])
+    with pytest.raises((ConfigError, ImageError), match=said):
+        cut_tiles([scene], truth, tmp_path / "out", TileRules(size=16, bands=parse_bands(bands)))
+    for wrong in ("red=x", "=3", "red,Red"):
+        with pytest.raises(ConfigError, match="--bands"):
+            parse_bands(wrong)

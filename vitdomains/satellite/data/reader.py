@@ -18,7 +18,15 @@ from vitdomains.core.domain import ReadImage
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.geo.read.http import shown
 from vitdomains.core.geo.read.metadata import HARMONIZED, NOTHING_KNOWN, PixelMetadata, from_options
-from vitdomains.core.geo.read.pixels import band_numbers, filled, is_picture, last_axis, read_8_bit, read_picture, refuse_turned
+from vitdomains.core.geo.read.pixels import (
+    band_numbers,
+    filled,
+    is_picture,
+    last_axis,
+    read_8_bit,
+    read_picture,
+    refuse_turned,
+)
 from vitdomains.core.geo.read.raster import Extent, Window, describe_raster, read_window
 from vitdomains.satellite.sensors import Sensor, band_named, published_statistics, read_bands, sensor_named
 

@@ -13,7 +13,15 @@ import numpy.typing as npt
 from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.domain import ReadImage
 from vitdomains.core.errors import ConfigError
-from vitdomains.core.geo.read.pixels import band_numbers, filled, is_picture, last_axis, read_8_bit, read_picture, refuse_turned
+from vitdomains.core.geo.read.pixels import (
+    band_numbers,
+    filled,
+    is_picture,
+    last_axis,
+    read_8_bit,
+    read_picture,
+    refuse_turned,
+)
 from vitdomains.core.geo.read.raster import Extent, describe_raster, read_window
 
 Array = npt.NDArray[Any]

@@ -24,7 +24,7 @@ import torch
 
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
 from vitdomains.core.errors import ConfigError, ImageError, VitDomainsError, WeightsError
-from vitdomains.core.geo.map.scene import Strip, strips
+from vitdomains.core.geo.map.scene import Strip, read_strip, strips
 from vitdomains.core.jobs.pool import Work
 from vitdomains.core.models.image_tower import ImageTower
 from vitdomains.core.process import has_fast_bf16
@@ -191,22 +191,16 @@ def _read_file(at: int, path: str, job: MakeEmbedder) -> list[_Tile]:
 
 def _read_strip(strip: Strip, job: MakeEmbedder) -> list[_Tile]:
     """Neighbouring windows of a scene in one read; where that fails, each by itself."""
-    left, width = strip.cols[0], strip.cols[-1] + strip.width - strip.cols[0]
-    found = []
-    try:
-        pixels, valid = read_pixels(strip.path, (left, strip.row, width, strip.height), job.about.preprocess)
-        for i, col in enumerate(strip.cols):
-            part = slice(col - left, col - left + strip.width)
-            share = float(valid[:, part].mean())
-            found.append(_Tile(strip.at + i, _prepared(pixels[:, part], job) if share else None, share))
-    except _FAILURES as error:
-        if len(strip.cols) == 1:
-            return _failed(strip.at, error)
-        alone = [
-            Strip(strip.path, strip.at + i, (col,), strip.row, strip.width, strip.height)
-            for i, col in enumerate(strip.cols)
-        ]
-        return [tile for one in alone for tile in _read_strip(one, job)]
+    found: list[_Tile] = []
+    for part in read_strip(strip, lambda extent: read_pixels(strip.path, extent, job.about.preprocess)):
+        if len(part) == 2:
+            found.append(_Tile(part[0], valid=np.nan, error=str(part[1])))
+            continue
+        own, pixels, valid = part
+        for i, col in enumerate(own.cols):
+            here = slice(col - own.cols[0], col - own.cols[0] + own.width)
+            share = float(valid[:, here].mean())
+            found.append(_Tile(own.at + i, _prepared(pixels[:, here], job) if share else None, share))
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +134,12 @@ class Place:
 
 
 def write_map(
-    tables: Iterable[pd.DataFrame], place: Place, labels: Labels, out: Path, probabilities: Path | None = None
+    tables: Iterable[pd.DataFrame],
+    place: Place,
+    labels: Labels,
+    out: Path,
+    probabilities: Path | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> dict[str, int]:
     """Draw the map of one scene from the tables of its tiles.
 
@@ -146,6 +151,7 @@ def write_map(
         labels: What becomes of the probabilities.
         out: COG of labels; beside it come ``.aux.xml`` and ``.qml``.
         probabilities: COG of the blended probabilities, float32, a band a class, NaN for no data; None: not written.
+        tags: Metadata of both, key to text.
 
     Returns:
         Cells by name, ``nodata`` among them; for multi-label maps each class counts where it is.
@@ -166,6 +172,8 @@ def write_map(
             soft = stack.enter_context(_cog(probabilities, common | kind, side, "average"))
             for band, name in enumerate(labels.classes, start=1):
                 soft.set_band_description(band, name)
+            soft.update_tags(**(tags or {}))
+        drawn.update_tags(**(tags or {}))
         _name_bands(drawn, labels)
         for block in _parts(height, width, side):
             blended, valid = rows.blended(block)

@@ -29,8 +29,11 @@ from vitdomains.core.terminal import OnProgress
 
 @dataclass(frozen=True)
 class Scene:
-    """A raster to map: ``name`` is unique in the job, ``item`` the address of its STAC item, ``when`` it was taken, ``known``
-    what the user or the item say of the numbers of its files, by file without what signs an address."""
+    """A raster to map.
+
+    ``name`` is unique in the job, ``item`` the address of its STAC item, ``when`` it was taken. ``known`` is what the user or
+    the item say of the numbers of its files, by file without what signs an address; ``tags`` what its map says of the scene.
+    """
 
     name: str
     path: str
@@ -39,6 +42,7 @@ class Scene:
     item: str = ""
     when: datetime | None = None
     known: Mapping[str, PixelMetadata] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,9 @@ def open_scene(found: Input | str, tiling: Tiling, taken: set[str], said: PixelM
     grid = make_grid(info.width, info.height, tiling.tile, tiling.overlap, tiling.cell)
     place = Place(grid, info.transform, info.crs)
     listed = {shown(file): one for file, one in zip(files, known, strict=True) if one != NOTHING_KNOWN}
-    when = known[0].over(from_file(info)).acquired
-    return Scene(name, join_files(files), place, info.dtype, found.item, when, listed)
+    whole = known[0].over(from_file(info))
+    tags = replace(whole, units="", add_offset=None).tags()  # those of a map are no numbers of the sensor
+    return Scene(name, join_files(files), place, info.dtype, found.item, whole.acquired, listed, tags)
 
 
 def label_scenes(
@@ -177,7 +182,7 @@ def draw(
         on_progress("map", done, total, "files")
         soft = path_for(probabilities, scene, scenes) if probabilities else None
         tables = scene_tables(shards, folder, scene)
-        cells[scene.name] = write_map(tables, scene.place, labels, path_for(out, scene, scenes), soft)
+        cells[scene.name] = write_map(tables, scene.place, labels, path_for(out, scene, scenes), soft, scene.tags)
         done += 1
     places = {scene.name: (scene.place.transform, scene.place.crs) for scene in scenes}
     for path in (*([tiles] if tiles else []), *vectors):

@@ -11,7 +11,8 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ from vitdomains.core.jobs.pool import Work
 Array = npt.NDArray[Any]
 Bools = npt.NDArray[np.bool_]
 
-ReadPixels = Callable[[str, tuple[int, int, int, int]], tuple[Array, Bools]]
+Extent = tuple[int, int, int, int]
+ReadPixels = Callable[[str, Extent], tuple[Array, Bools]]
 """(path, (column, row, width, height)) to pixels [H, W, C] as ``prepare`` takes them, and which hold data [H, W].
 
 What a pixel without data is to the model is the reader's to say, as it was in training."""
@@ -165,19 +167,35 @@ def strips(rows: pd.DataFrame) -> list[Strip]:
     return found
 
 
-def _read_strip(strip: Strip, spec: PreprocessSpec, job: LabelTiles) -> list[_Tile]:
-    left, width = strip.cols[0], strip.cols[-1] + strip.width - strip.cols[0]
+def read_strip(
+    strip: Strip, read: Callable[[Extent], tuple[Array, Bools]]
+) -> list[tuple[Strip, Array, Bools] | tuple[int, ImageError]]:
+    """A strip with its pixels [H, W, C] and which hold data [H, W]; where it cannot be read its tiles by themselves.
+
+    One bad block does not take the neighbours with it: of a tile that cannot be read comes where it stands, and the error.
+    """
     try:
-        pixels, valid = job.read(strip.path, (left, strip.row, width, strip.height))
+        pixels, valid = read((strip.cols[0], strip.row, strip.cols[-1] + strip.width - strip.cols[0], strip.height))
+        return [(strip, pixels, valid)]
     except ImageError as error:
         if len(strip.cols) == 1:
-            return [_Tile(strip.at, valid=np.nan, error=str(error))]
-        # One bad block does not take the neighbours with it.
-        alone = [
-            Strip(strip.path, strip.at + i, (col,), strip.row, strip.width, strip.height)
-            for i, col in enumerate(strip.cols)
-        ]
-        return [tile for one in alone for tile in _read_strip(one, spec, job)]
+            return [(strip.at, error)]
+    alone = [replace(strip, at=strip.at + i, cols=(col,)) for i, col in enumerate(strip.cols)]
+    return [part for one in alone for part in read_strip(one, read)]
+
+
+def _read_strip(strip: Strip, spec: PreprocessSpec, job: LabelTiles) -> list[_Tile]:
+    found: list[_Tile] = []
+    for part in read_strip(strip, partial(job.read, strip.path)):
+        if len(part) == 2:
+            found.append(_Tile(part[0], valid=np.nan, error=str(part[1])))
+        else:
+            found += _cut(*part, spec, job)
+    return found
+
+
+def _cut(strip: Strip, pixels: Array, valid: Bools, spec: PreprocessSpec, job: LabelTiles) -> list[_Tile]:
+    left = strip.cols[0]
     stored = _stored(pixels, spec) if (strip.height, strip.width) == (spec.height, spec.width) else None
     whole = bool(valid.all())
     found = []

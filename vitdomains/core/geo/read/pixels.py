@@ -88,10 +88,16 @@ def decode_picture(raw: Array, path: str | Path, *, hint: str = "") -> Array:
             orientation = header.getexif().get(_ORIENTATION, 1) if "exif" in header.info else 1
         if width * height > MAX_PIXELS:
             raise ImageError(
-                path, f"has {width} x {height} pixels, and {MAX_PIXELS} are allowed", hint="Cut it as a GeoTIFF with --tile."
+                path,
+                f"has {width} x {height} pixels, and {MAX_PIXELS} are allowed",
+                hint="Cut it as a GeoTIFF with --tile.",
             )
         found = cv2.imdecode(raw, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, cv2.error) as error:
+    except cv2.error as error:
+        raise ImageError(
+            path, f"cannot be decoded ({error.err or 'OpenCV gives up'})", hint="Cut it as a GeoTIFF with --tile."
+        ) from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise complaint from error
     if found is None:
         raise complaint

@@ -18,6 +18,7 @@ from rasterio.crs import CRS
 
 from vitdomains.core.errors import ImageError
 from vitdomains.core.geo.read.dataset_pool import Handle, borrow, close_all, open_raster
+from vitdomains.core.geo.read.http import is_remote
 from vitdomains.core.geo.read.info import RasterInfo, place
 from vitdomains.core.geo.read.nodata import valid_pixels, warn_of_collar
 from vitdomains.core.geo.read.warp import Grid, Resampling, Rows, parse_crs, view_of
@@ -139,7 +140,12 @@ def _sampled_range(path: str | Path, info: RasterInfo) -> tuple[float, float] | 
     for row in rows:
         for column in columns:
             extent = (column, row, min(side, info.width - column), min(side, info.height - row))
-            window = read_window(path, extent)
+            try:
+                window = read_window(path, extent)
+            except ImageError:
+                if is_remote(path):
+                    raise
+                continue  # one bad block: whoever reads its pixels is told
             values = window.pixels[:, window.valid]
             if values.size:
                 low, high = min(low, float(values.min())), max(high, float(values.max()))
