@@ -73,9 +73,9 @@ class TileEngine:
 
     def _known(self) -> dict[str, PixelMetadata]:
         """What is said of the numbers of the scene's files: the table of tiles knows what ``map`` did."""
-        said = from_options(baseline=self._options.baseline)
+        given = from_options(baseline=self._options.baseline)
         known = read_known(self._options.tiles)
-        return {shown(file): said.over(known.get(shown(file), PixelMetadata())) for file in files_of(self.path)}
+        return {shown(file): given.over(known.get(shown(file), PixelMetadata())) for file in files_of(self.path)}
 
     def _heat(self, extent: Extent, name: str, method: str) -> Picture:
         from vitdomains.core.data.preprocess import geometry

@@ -18,7 +18,7 @@ from vitdomains.core.bundle import read_bundle
 from vitdomains.core.commands import cli
 from vitdomains.core.config.parse import config_from_dict, config_to_dict
 from vitdomains.core.config.yaml_file import read_yaml
-from vitdomains.core.data.manifest import read_manifest
+from vitdomains.core.data.manifest import make_manifest, read_manifest, write_manifest
 from vitdomains.satellite import DOMAIN
 from vitdomains.satellite.__main__ import COMMANDS
 
@@ -152,6 +152,19 @@ def test_queue_of_a_mapped_scene(base: Path, tmp_path: Path) -> None:
     assert run(*words, "--by", "both") == 2, "embeddings need a model"
     assert run(*words, "--by", "both", "--bundle", base / "run" / "bundle") == 0
     assert len(pd.read_csv(tmp_path / "q.csv")) == 2
+
+
+def test_ids_of_a_table_are_text_whatever_they_look_like(base: Path, tmp_path: Path) -> None:
+    """Numbers in a CSV are the ids of a manifest, classes called None and NA are classes, and upper-case endings do."""
+    rows = pd.DataFrame({"tile_id": ["007", "8", "9"], "scene": "1", "path": str(base / "scene.tif")})
+    rows = rows.assign(col=[0, 8, 16], row=0, width=8, height=8, label=["None", "NA", "field"], margin=[0.1, 0.2, 0.9])
+    rows.assign(entropy=[0.6, 0.5, 0.1], error="").to_csv(tmp_path / "T.CSV", index=False)
+    labelled = make_manifest(["007"], [str(base / "scene.tif")], ["g"], ("field",), [[1.0]])
+    write_manifest(labelled, tmp_path / "labelled.csv")
+    words = ["queue", tmp_path / "T.CSV", "--n", 5, "--by", "margin", "--labelled", tmp_path / "labelled.csv"]
+    assert run(*words, "--out", tmp_path / "Q.PARQUET") == 0
+    chosen = pd.read_parquet(tmp_path / "Q.PARQUET")
+    assert chosen["tile_id"].tolist() == ["8", "9"]
 
 
 def test_audit_finds_what_was_planted(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

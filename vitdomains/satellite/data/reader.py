@@ -72,10 +72,10 @@ def complete_spec(config: Config, spec: PreprocessSpec) -> PreprocessSpec:
             "data.bands without data.sensor: the scale of the values is not known.",
             hint="Set data.mean and data.std, e.g. from `python -m vitdomains.satellite statistics FILES`.",
         )
-    said = from_options(baseline=data.baseline, units=data.units)
+    given = from_options(baseline=data.baseline, units=data.units)
     return replace(
         spec, storage="float32", bands=bands, sensor=sensor.name if sensor else "", mean=mean, std=std, fill=0.0,
-        baseline=said.baseline, units=said.units,
+        baseline=given.baseline, units=given.units,
     )  # fmt: skip
 
 
@@ -136,9 +136,9 @@ def read_pixels(
         if window is None and (siblings := _band_files(Path(path), sensor, spec.bands)):
             pixels, valid = _read_patch(siblings, sensor, Path(path), otherwise)
             return filled(pixels, valid, spec.mean), valid
-        said = (known or {}).get(shown(str(path)), NOTHING_KNOWN)
+        given = (known or {}).get(shown(str(path)), NOTHING_KNOWN)
         found = read_bands(
-            path, sensor, spec.bands, window, known=said, otherwise=otherwise, resolution=resolution, crs=crs
+            path, sensor, spec.bands, window, known=given, otherwise=otherwise, resolution=resolution, crs=crs
         )
     else:
         numbers = band_numbers(describe_raster(path), spec.bands)

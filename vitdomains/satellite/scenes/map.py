@@ -65,13 +65,13 @@ def map_command(domain: Domain, argv: list[str]) -> int:
     if bundle.domain not in DOMAINS:
         raise BundleError(f"{args.bundle} is a bundle of {bundle.domain}.", hint=f"Use one of {', '.join(DOMAINS)}.")
     _check_options(args, bundle)
-    said = from_options(bands=args.bands, baseline=args.baseline, units=args.units, acquired=args.datetime)
+    given = from_options(bands=args.bands, baseline=args.baseline, units=args.units, acquired=args.datetime)
     spec = scene_spec(bundle.preprocess, args.sensor, args.bands)
     tiling = Tiling(args.tile or tile_side(bundle), args.overlap, args.cell, args.resolution or None, args.crs or None)
     scenes: list[Scene] = []
     for word in args.scenes:
         found = find_input(word, asset=args.asset, bands=catalogue_names(spec.sensor, spec.bands))
-        scenes.append(open_scene(found, tiling, {scene.name for scene in scenes}, said))
+        scenes.append(open_scene(found, tiling, {scene.name for scene in scenes}, given))
     known = {file: one for scene in scenes for file, one in scene.known.items()}
     read = partial(read_scene, spec=spec, resolution=tiling.resolution, crs=tiling.crs, known=known)
     _check_numbers(scenes, spec, read)

@@ -60,11 +60,11 @@ def command(domain: Domain, argv: list[str]) -> int:
         labelled = read_manifest(args.labelled).table if args.labelled else None
         if labelled is not None:
             tiles = tiles[~tiles["tile_id"].isin(labelled["id"].astype("str"))]
-        known, said = None, read_known(Path(args.inputs[0]))
+        known, given = None, read_known(Path(args.inputs[0]))
         if labelled is not None and bundle and args.by in ("both", "diversity"):
             known = embeddings(bundle, labelled[["path"]], on_progress)
         chosen = queue(tiles, args.n, args.by, known=known,
-                       embed=(lambda rows: embeddings(bundle, rows, on_progress, said)) if bundle else None)  # fmt: skip
+                       embed=(lambda rows: embeddings(bundle, rows, on_progress, given)) if bundle else None)  # fmt: skip
     write_queue(chosen, Path(args.out))
     console.print(f"{len(chosen)} of {len(tiles)} tiles by {args.by}: {args.out}")
     return 0

@@ -109,8 +109,8 @@ def cut_tiles(
         ManifestError: No tile passes the rules, two scenes share a name, or ``out`` holds tiles of another call.
     """
     folder = Path(out)
-    said = from_options(baseline=rules.baseline, units=rules.units, acquired=rules.acquired)
-    sources = [_scene(scene, said, rules.bands) for scene in scenes]
+    given = from_options(baseline=rules.baseline, units=rules.units, acquired=rules.acquired)
+    sources = [_scene(scene, given, rules.bands) for scene in scenes]
     stems = [source.stem for source in sources]
     if len({stem.lower() for stem in stems}) < len(stems):
         raise ManifestError(f"Two scenes share a name: {', '.join(stems)}.", hint="Rename one; tiles are named by it.")
@@ -150,12 +150,12 @@ class _Source:
     known: PixelMetadata
 
 
-def _scene(word: str | Path, said: PixelMetadata, bands: tuple[str, ...]) -> _Source:
+def _scene(word: str | Path, given: PixelMetadata, bands: tuple[str, ...]) -> _Source:
     found = find_input(str(word), bands=[{name.partition("=")[0]} for name in bands])
     if len(found.files) > 1:
         raise ImageError(word, "has its bands in files of their own", hint="Stack them: `gdal_merge.py -separate`.")
     info = describe_raster(found.files[0])
-    known = known_of(info, said.over(found.known[0]) if found.known else said)
+    known = known_of(info, given.over(found.known[0]) if found.known else given)
     numbers, names = tile_bands(info, known.bands, bands)
     places = [info.indexes.index(number) for number in numbers]
     scales, offsets = (tuple(v[at] for at in places) if v else () for v in (known.scales, known.offsets))

@@ -44,8 +44,8 @@ def outline(transform: Affine, crs: CRS, width: float, height: float) -> tuple[s
     column = np.concatenate([across, none + width, width - across, none])
     row = np.concatenate([none, down, none + height, height - down])
     lon, lat = to_lonlat(*_coordinates(transform, column, row), crs)
-    kept = np.isfinite(lon) & np.isfinite(lat)
-    lon, lat = np.append(lon[kept], lon[kept][:1]), np.append(lat[kept], lat[kept][:1])
+    finite = np.isfinite(lon) & np.isfinite(lat)
+    lon, lat = np.append(lon[finite], lon[finite][:1]), np.append(lat[finite], lat[finite][:1])
     if not crs.is_geographic:
         lon = np.unwrap(lon, period=360)
         if abs(lon[-1] - lon[0]) > 180:  # once around the earth: a pole lies within

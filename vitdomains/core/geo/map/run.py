@@ -82,14 +82,14 @@ class MapResult:
     cells: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
-def open_scene(found: Input | str, tiling: Tiling, taken: set[str], said: PixelMetadata = NOTHING_KNOWN) -> Scene:
+def open_scene(found: Input | str, tiling: Tiling, taken: set[str], given: PixelMetadata = NOTHING_KNOWN) -> Scene:
     """Look at a raster and lay the grid of tiles over it.
 
     Args:
         found: Its files, or their path: the first one's grid is that of the scene.
         tiling: How it is cut.
         taken: Names of other scenes of the job.
-        said: What the user says of its numbers.
+        given: What the user says of its numbers.
 
     Raises:
         ImageError: It cannot be read.
@@ -101,7 +101,7 @@ def open_scene(found: Input | str, tiling: Tiling, taken: set[str], said: PixelM
     stem = Path(shown(found.item if len(files) > 1 else files[0])).stem or "scene"
     lower = {name.lower() for name in taken}  # some file systems do not tell them apart
     name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, len(taken) + 3))) if n.lower() not in lower)
-    known = [said.over(one) for one in found.known or (NOTHING_KNOWN,) * len(files)]
+    known = [given.over(one) for one in found.known or (NOTHING_KNOWN,) * len(files)]
     grid = make_grid(info.width, info.height, tiling.tile, tiling.overlap, tiling.cell)
     place = Place(grid, info.transform, info.crs)
     listed = {shown(file): one for file, one in zip(files, known, strict=True) if one != NOTHING_KNOWN}

@@ -58,7 +58,8 @@ def read_known(tiles: Path) -> dict[str, PixelMetadata]:
     """What ``map`` knew of the numbers of its scenes' files, by file without what signs an address."""
     try:
         return {
-            file: PixelMetadata.from_dict(said) for file, said in json.loads(read_as(tiles).get("known", "{}")).items()
+            file: PixelMetadata.from_dict(given)
+            for file, given in json.loads(read_as(tiles).get("known", "{}")).items()
         }
     except (ValueError, TypeError, AttributeError):
         return {}

@@ -98,7 +98,7 @@ class _Handles:
 _local = threading.local()
 _all: weakref.WeakSet[_Handles] = weakref.WeakSet()
 _lock = threading.Lock()  # over _all
-_kept: list[_Handles] = []  # alive across a fork
+_of_parent: list[_Handles] = []  # alive across a fork
 
 
 def _of_this_thread() -> OrderedDict[tuple[object, ...], Handle]:
@@ -112,11 +112,11 @@ def _of_this_thread() -> OrderedDict[tuple[object, ...], Handle]:
 
 def _before_fork() -> None:
     _lock.acquire()
-    _kept.extend(_all)
+    _of_parent.extend(_all)
 
 
 def _after_fork_in_parent() -> None:
-    _kept.clear()
+    _of_parent.clear()
     _lock.release()
 
 
@@ -212,8 +212,8 @@ def _reason(error: BaseException) -> str:
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
-    told = dict.fromkeys(str(said).replace("\n", " ").rstrip(".") for said in chain[1:2] + chain[-1:])
-    return ": ".join(told)
+    texts = dict.fromkeys(str(given).replace("\n", " ").rstrip(".") for given in chain[1:2] + chain[-1:])
+    return ": ".join(texts)
 
 
 def open_overview(handle: Handle, level: int) -> DatasetReader:

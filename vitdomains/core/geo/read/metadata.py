@@ -150,19 +150,19 @@ def baseline_of(text: str) -> str:
 
 def from_item(item: pystac.Item, asset: pystac.Asset) -> PixelMetadata:
     """What a STAC item says of an asset: bands, ``raster:scale`` and ``raster:offset``, ``s2:processing_baseline``, its time."""
-    said = {**item.properties, **asset.extra_fields}
-    listed = [said.get(key) or [] for key in ("bands", "eo:bands", "raster:bands")]
+    given = {**item.properties, **asset.extra_fields}
+    listed = [given.get(key) or [] for key in ("bands", "eo:bands", "raster:bands")]
     names = [str(band.get("name") or band.get("eo:common_name") or band.get("common_name") or "")
              for band in listed[0] or listed[1]]  # fmt: skip
-    scaled = listed[2] or listed[0] or [said]
+    scaled = listed[2] or listed[0] or [given]
 
     def of_each(*keys: str, default: float) -> tuple[float, ...]:
         return tuple(float(next((band[key] for key in keys if band.get(key) is not None), default)) for band in scaled)
 
     scales, offsets = of_each("raster:scale", "scale", default=1.0), of_each("raster:offset", "offset", default=0.0)
-    product = _BASELINE_NAME.search(str(said.get("s2:product_uri", "")))
-    baseline = str(said.get("s2:processing_baseline") or ("".join(product.groups()) if product else ""))
-    applied = said.get("earthsearch:boa_offset_applied") is True
+    product = _BASELINE_NAME.search(str(given.get("s2:product_uri", "")))
+    baseline = str(given.get("s2:processing_baseline") or ("".join(product.groups()) if product else ""))
+    applied = given.get("earthsearch:boa_offset_applied") is True
     if applied:  # items of Earth Search declare the offset nevertheless
         offsets = (0.0,) * len(scales)
     declared = any(scale != 1 for scale in scales) or any(offsets)
