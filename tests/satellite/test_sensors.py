@@ -178,6 +178,7 @@ def test_an_unknown_baseline_is_refused_with_the_key_that_settles_it(tmp_path: P
         ("sentinel2_l2a", "float32", 10.0, {"tags": {"PIXEL_UNITS": "physical"}}, 10.0),
         # in doubt
         ("sentinel2_l2a", "float32", 14.0, {}, None),
+        ("landsat7_l2", "float32", 250.0, {}, None),
         ("sentinel2_l2a", "uint8", 90, {}, None),
         ("sentinel1_grd", "uint16", 300, {}, None),
         ("sentinel1_grd", "float32", 0.04, {}, None),

@@ -465,4 +465,7 @@ def _units_by_range(info: RasterInfo, sensor: Sensor) -> Units:
         return "stored"  # no pixel holds data
     if found[1] <= (_REFLECTANCE_UP_TO if sensor.scale < 1 / 255 else 1.0):
         return "physical"
-    return "stored" if found[1] >= _NUMBERS_FROM or sensor.scale >= 1 / 255 else ""
+    if sensor.scale >= 1 / 255:
+        return "stored"
+    # Stored numbers of a reflectance: not all of them below its zero, as 8-bit numbers under a 16-bit scale would be.
+    return "stored" if found[1] >= _NUMBERS_FROM and found[1] * sensor.scale + sensor.offset > 0 else ""
