@@ -18,6 +18,8 @@ from rasterio.io import MemoryFile
 from apps.tiles.session import TileSession
 from vitdomains.core.data.manifest import Manifest, make_manifest, write_manifest
 from vitdomains.core.errors import ConfigError
+from vitdomains.core.geo.map.outline import tile_outlines
+from vitdomains.core.geo.read.info import LONLAT
 from vitdomains.core.geo.read.raster import describe_raster, read_window
 from vitdomains.core.geo.read.scene_paths import files_of
 from vitdomains.core.review.agreement import Rule, consensus, readings
@@ -86,7 +88,10 @@ def write_table(session: TileSession, table: pd.DataFrame, target: Path) -> None
     if target.suffix == ".parquet":
         frame.to_parquet(target, index=False, write_covering_bbox=True, schema_version="1.1.0")
     elif target.suffix == ".geojson":
-        frame.to_crs("OGC:CRS84").to_file(target, driver="GeoJSON", engine="pyogrio", RFC7946="YES")
+        shapes, _ = tile_outlines(table, info.transform, info.crs, LONLAT)  # cut at 180 degrees, as map does
+        geopandas.GeoDataFrame(table, geometry=shapes, crs="OGC:CRS84").to_file(
+            target, driver="GeoJSON", engine="pyogrio", RFC7946="YES"
+        )
     else:
         frame.to_file(target, layer="reviewed", driver="GPKG", engine="pyogrio")
 
