@@ -26,6 +26,7 @@ from vitdomains.core.data.preprocess import PreprocessSpec
 from vitdomains.core.errors import ConfigError, TrainingError
 from vitdomains.core.models.build import build_model
 from vitdomains.core.tasks import build_task
+from vitdomains.core.training import loop
 from vitdomains.core.training.distill import Teacher
 from vitdomains.core.training.feature_cache import Content, FeatureCache, cached_features
 from vitdomains.core.training.loop import FitResult, batches_in_group, fit
@@ -358,3 +359,27 @@ def test_distillation_follows_the_teacher(root: Path, tmp_path: Path) -> None:
     log = (tmp_path / "log.csv").read_text().splitlines()
     losses = [float(line.split(",")[3]) for line in log if ",train/loss," in line]
     assert losses[-1] < 0.05 < 0.3 < losses[0]
+
+
+@pytest.mark.parametrize("broken", [(0,), (0, 1, 2)])
+def test_an_epoch_without_numbers_is_never_the_best(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: tuple[int, ...]
+) -> None:
+    """One image of which the model makes no number is enough: its rank would be anything."""
+    plain, epochs = loop.validate, iter(range(3))
+
+    def validate(module: torch.nn.Module, *args: object) -> dict[str, float]:
+        if next(epochs) not in broken:
+            return plain(module, *args)  # type: ignore[arg-type]
+        task = build_task("multilabel", toy.CLASSES)
+        scores, targets = np.array([[0.9, np.nan], [0.1, 0.2]]), np.array([[1.0, 1.0], [0.0, 0.0]])
+        return {"loss": float("nan"), **task.monitored(targets, scores)}
+
+    monkeypatch.setattr(loop, "validate", validate)
+    config = toy.config(root, tmp_path, epochs=3)
+    if len(broken) == 3:
+        with pytest.raises(TrainingError, match="no epoch"):
+            run(config)
+        return
+    result, _ = run(config)
+    assert result.best_epoch > 0 and np.isfinite(result.best) and np.isnan(result.history[0]["auroc"])

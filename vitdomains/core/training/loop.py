@@ -78,12 +78,14 @@ def fit(
         on_progress: Called after every step with steps done, steps in all, and a short text.
 
     Raises:
-        TrainingError: The loss is not finite, or ``run.resume`` meets the state of another run.
+        TrainingError: The loss or all validation outputs are not finite, or ``run.resume`` meets the state of another run.
         ConfigError: The recipe asks for a combination that cannot be had.
     """
     training = set_up(model, task, train, val, spec, config, teacher, on_progress)
     started = time.monotonic()
     run_epochs(training, task)
+    if not (training.folder / "best.safetensors").is_file():
+        raise TrainingError("After no epoch were the validation outputs finite numbers.", hint=training.remedy)
     model.load_state_dict(load_weights(training.folder / "best.safetensors"))
     model.eval()
     rate, state = training.seen / max(1e-9, time.monotonic() - started), training.state
@@ -294,7 +296,10 @@ def keep_best(
             f"recipe.monitor = {monitor!r} is not a validation metric.", hint=f"Use one of {', '.join(values)}."
         )
     value = -values[monitor] if monitor == "loss" else values[monitor]
-    if training.config.recipe.keep == "last" or size != state["best_size"] or not value <= state["best"]:
+    # A model that makes no number of some image is never the best; a metric that is not defined leaves the latest standing.
+    usable = math.isfinite(values["loss"])
+    better = size != state["best_size"] or not value <= state["best"]
+    if training.config.recipe.keep == "last" or (usable and better):
         state.update(best=value, best_epoch=epoch, best_size=size)
         if training.fabric.is_global_zero:
             save_weights(training.folder / "best.safetensors", module.state_dict())
