@@ -223,7 +223,7 @@ def evaluate(
     names = class_names(bundle, manifest.classes, class_map, asked)
     manifest, known = renamed_manifest(manifest, names, bundle.task_kind)
     roles = roles[known]
-    split = split or ("test" if home else "all")
+    split = split or ("test" if home and bundle.provenance.get("manifest_sha256") else "all")
     chosen = np.ones(len(manifest), dtype=bool) if split == "all" else (manifest.table["split"] == split).to_numpy()
     if not chosen.any():
         found = ", ".join(f"{name or 'unassigned'}: {n}" for name, n in manifest.table["split"].value_counts().items())
