@@ -218,7 +218,7 @@ def evaluate(
         ConfigError: The map names what is not there.
         ManifestError: The split is empty, data and bundle share no class, or a tenth of the images cannot be read.
     """
-    manifest, roles, home = _labelled_images(domain, bundle, config.data)
+    manifest, roles, home = labelled_images(domain, bundle, config.data)
     asked = [] if config.data.classes == _trained_on(bundle).classes else config.data.classes
     names = class_names(bundle, manifest.classes, class_map, asked)
     manifest, known = renamed_manifest(manifest, names, bundle.task_kind)
@@ -257,7 +257,7 @@ def write_evaluation(domain: Domain, bundle: Bundle, measured: Measured, out: Pa
     return bundle.path / measured.rows.folder
 
 
-def _labelled_images(domain: Domain, bundle: Bundle, data: Data) -> tuple[Manifest, npt.NDArray[Any], bool]:
+def labelled_images(domain: Domain, bundle: Bundle, data: Data) -> tuple[Manifest, npt.NDArray[Any], bool]:
     """The data set of a configuration, the role of each image, and whether it is the one that the bundle was made from.
 
     Its classes are the bundle's at home, where the splits have to come out as in training; of other data all that it labels.

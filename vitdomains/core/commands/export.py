@@ -59,7 +59,7 @@ def validation_images(domain: Domain, bundle: Bundle, config: Config, on_progres
     from vitdomains.core import pipeline
     from vitdomains.core.data.manifest import select_classes, subset
 
-    manifest = subset(domain.build_manifest(replace(config.data, classes=list(bundle.classes))), "val")
+    manifest = subset(pipeline.labelled_images(domain, bundle, config.data)[0], "val")
     if not len(manifest):
         raise ManifestError(
             "There is no validation split to check the artefacts on.",
