@@ -14,7 +14,7 @@ from apps.labels.pictures import Pictures
 from tests.zeroshot import tiny
 from vitdomains.core.commands.predict import predict
 from vitdomains.core.data.manifest import read_manifest
-from vitdomains.core.errors import ConfigError, ImageError
+from vitdomains.core.errors import ConfigError, ImageError, NoResultError
 from vitdomains.core.geo.read.pixels import decode_picture
 from vitdomains.zeroshot import DOMAIN, clip_zero_shot_classification
 from vitdomains.zeroshot.commands import embed, label
@@ -167,7 +167,8 @@ def test_a_turned_photograph_is_not_cut_into_tiles(photos: Path, model: Path, tm
         str(tmp_path / "index"),
         *FAST,
     ]
-    assert embed(DOMAIN, words) == 4
+    with pytest.raises(NoResultError):
+        embed(DOMAIN, words)
 
 
 def test_grey_images_are_taken_by_every_call(towers: Towers, tmp_path: Path) -> None:
@@ -201,7 +202,9 @@ def test_one_bad_file_never_ends_a_job(model: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "bad" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0 nothing")
     for tile in ("0", "16"):
         words[0] = str(tmp_path / "bad")
-        assert label(DOMAIN, [*words, "--out", str(tmp_path / f"none{tile}"), "--tile", tile]) == 4
+        with pytest.raises(NoResultError, match="Not one tile") as none:
+            label(DOMAIN, [*words, "--out", str(tmp_path / f"none{tile}"), "--tile", tile])
+        assert none.value.exit_status == 4
 
     def too_large(*_: object) -> None:
         raise cv2.error("CV_IO_MAX_IMAGE_PIXELS")

@@ -15,6 +15,7 @@ from typing import Any
 import lightning_fabric
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from sklearn.preprocessing import StandardScaler
 from torch import nn
@@ -24,11 +25,12 @@ from vitdomains.core.config.schema import Config
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.image_cache import ImageCache
 from vitdomains.core.data.loading import batches
-from vitdomains.core.data.manifest import Manifest, subset
+from vitdomains.core.data.manifest import Manifest, labels, subset
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise
 from vitdomains.core.domain import Domain, task_kind
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.evaluation.baselines import METRICS, logistic_scores
+from vitdomains.core.evaluation.label_errors import held_out_scores, label_errors
 from vitdomains.core.evaluation.run import OnProgress
 from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.metrics.scores import Array
@@ -181,6 +183,39 @@ def probe(
         "c": strength,
     }
     return Probe(scores, values, strength, x["train"].shape[1]), made
+
+
+def backbone_features(
+    domain: Domain, config: Config, manifest: Manifest, on_progress: OnProgress = lambda phase, done, total, text: None
+) -> npt.NDArray[np.float64]:
+    """Pooled features [N, D] of the frozen backbone of ``config.model`` for every image of a manifest.
+
+    Raises:
+        ImageError: An image cannot be read.
+        ConfigError: The model has no pooled features.
+    """
+    torch.set_num_threads(config.run.threads or physical_cores())
+    spec = pipeline.preprocess_spec(config, domain)
+    model = headless(build_model(replace(config.model, head="linear"), len(manifest.classes), image_size=spec.height))
+    device = lightning_fabric.Fabric(accelerator=config.run.accelerator, devices=1).device
+    images = pipeline.dataset(domain, manifest, spec, None, config)
+    return pooled_features(model, images, spec, device, config.recipe.batch_size, on_progress).astype(float)
+
+
+def doubtful_labels(
+    domain: Domain, config: Config, manifest: Manifest, on_progress: OnProgress = lambda phase, done, total, text: None
+) -> pd.DataFrame:
+    """The queue of ``label_errors`` for a manifest: its labels against those that ``backbone_features`` suggest, by folds of its
+    groups; images that cannot be read are left out.
+
+    Raises:
+        ManifestError: Too many images cannot be read, or there are fewer than two groups.
+    """
+    kind, cache = task_kind(domain, config.data), ImageCache(pipeline.preprocess_spec(config, domain), None)
+    manifest, _ = pipeline.drop_unreadable(domain, manifest, cache.spec, cache, None, on_progress)
+    x, y = backbone_features(domain, config, manifest, on_progress), labels(manifest).astype(float)
+    scores = held_out_scores(x, y, kind, list(manifest.table["group"]), seed=config.run.seed)
+    return label_errors(list(manifest.table["id"]), y, scores, manifest.classes, kind)
 
 
 def _part(

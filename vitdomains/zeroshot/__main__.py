@@ -13,6 +13,7 @@ _COMMANDS = {
     "embed": ("commands:embed", "Embed tiles into an index, for labels and searches to come."),
     "search": ("commands:search", "Find the tiles of an index nearest to a text or a picture."),
     "evaluate": ("commands:evaluate", "Measure labels on a labelled folder, or a bundle."),
+    "audit": ("commands:audit_command", "Look for labels that look wrong, or for leakage between splits."),
     "refine": ("commands:refine_command", "Improve labels by reviewed ones."),
     "student": ("commands:student_command", "Write what a small model is trained with on confident labels."),
     "convert": ("commands:convert_command", "Convert an open_clip checkpoint for --model."),

@@ -1,4 +1,4 @@
-"""The commands of zero-shot: label, embed, search, evaluate, refine, student, convert.
+"""The commands of zero-shot: label, embed, search, evaluate, audit, refine, student, convert.
 
 What computes is imported after the arguments were parsed, so that help and a usage error come at once.
 """
@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitdomains.core.domain import Domain
-from vitdomains.core.errors import ConfigError, ManifestError
-from vitdomains.core.terminal import console, messages, parse_args, shown_progress
+from vitdomains.core.errors import ConfigError, ManifestError, NoResultError
+from vitdomains.core.terminal import console, parse_args, shown_progress
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from vitdomains.zeroshot.embeddings.store import Index
     from vitdomains.zeroshot.labels.label import Compute, Labelled
     from vitdomains.zeroshot.labels.prompts import PromptSet
     from vitdomains.zeroshot.models.towers import Towers
@@ -180,6 +183,32 @@ def convert_command(domain: Domain, argv: list[str]) -> int:
     return 0
 
 
+def audit_command(domain: Domain, argv: list[str]) -> int:
+    """Look for labels of a labelling that look wrong; or audit a data set, as in every domain."""
+    if not argv or not (Path(argv[0]) / "run.json").is_file():
+        from vitdomains.core.commands.audit import command
+
+        return command(domain, argv)
+    parser = _parser(domain, "audit", audit_command)
+    parser.add_argument("folder", help="folder that label wrote")
+    _option(parser, "reviewed", "", "table with tile_id and label, or what `reviews export` wrote")
+    _option(parser, "labels", "", "queue to write (default: LABELS/label_errors.csv)")
+    args = _parse(parser, argv, "LABELS [--reviewed TABLE] [--labels FILE.csv]")
+    from vitdomains.core.commands.audit import show_doubtful
+    from vitdomains.core.files import write_atomically
+    from vitdomains.zeroshot.labels.prompts import read_prompts
+    from vitdomains.zeroshot.students.refine import doubtful_labels
+
+    folder = Path(args.folder)
+    index, tiles, keys = _embedded(folder)
+    reviewed = _reviewed(folder, args.reviewed) if args.reviewed else {}
+    queue = doubtful_labels(index, tiles, keys, read_prompts(folder / "prompts.json").names, reviewed)
+    out = Path(args.labels or folder / "label_errors.csv")
+    write_atomically(out, lambda part: queue.to_csv(part, index=False, float_format="%.4f"))
+    show_doubtful(queue, str(out))
+    return 0
+
+
 def student_command(domain: Domain, argv: list[str]) -> int:
     """Write what a student is trained with: reviewed and confident labels with weights, and a training file."""
     parser = _parser(domain, "student", student_command)
@@ -187,13 +216,20 @@ def student_command(domain: Domain, argv: list[str]) -> int:
     _option(parser, "reviewed", "", "table with tile_id and label, or what `reviews export` wrote")
     _option(parser, "confident", 0.9, "least probability of other labels (%(default)s)")
     _option(parser, "weight", 0.5, "of those labels, times their probability (%(default)s)")
+    _option(parser, "errors", "", "queue that audit wrote: labels count by their quality too")
     _option(parser, "out", "", "training file to write (default: LABELS/student.yaml)")
     args = _parse(parser, argv, "LABELS [--reviewed TABLE]")
     from vitdomains.zeroshot.students.student import student_config, student_manifest
 
     folder = Path(args.labels)
     reviewed = _reviewed(folder, args.reviewed) if args.reviewed else {}
-    manifest = student_manifest(folder, reviewed, args.confident, args.weight)
+    quality: dict[str, float] = {}
+    if args.errors:
+        import pandas as pd
+
+        queue = pd.read_csv(args.errors, dtype={"id": "str"})
+        quality = {str(t): float(q) for t, q in queue.groupby("id")["quality"].min().items()}
+    manifest = student_manifest(folder, reviewed, args.confident, args.weight, quality)
     config = student_config(folder, args.out or folder / "student.yaml")
     console.print(
         f"manifest  {manifest}\nnext:\n  python -m vitdomains.satellite train --config {config}", soft_wrap=True
@@ -202,47 +238,58 @@ def student_command(domain: Domain, argv: list[str]) -> int:
 
 
 def refine_command(domain: Domain, argv: list[str]) -> int:
-    """Label again with a linear probe on reviewed tiles; no image is read."""
+    """Label again with what reviewed tiles teach, by the best of several methods; no image is read."""
     parser = _parser(domain, "refine", refine_command)
     parser.add_argument("labels", help="folder that label wrote")
     _option(parser, "reviewed", "", "table with tile_id and label, or what `reviews export` wrote", required=True)
     _option(parser, "out", "", "folder to write", required=True)
+    _option(
+        parser,
+        "method",
+        "auto",
+        "text, anchored probe, Tip-Adapter, ..., transductive (default: %(default)s, the best)",
+    )
     _option(parser, "threshold", -1.0, "least probability of a label, else unknown (0)")
     args = _parse(parser, argv, "LABELS --reviewed TABLE --out FOLDER")
     folder, out = Path(args.labels), Path(args.out)
     if out.resolve() == folder.resolve():
         raise ConfigError("--out is the folder that is refined.", hint="Choose another, to compare the two.")
-    from vitdomains.zeroshot.embeddings.store import TilePlan, open_index, places_of
+    from vitdomains.zeroshot.embeddings.store import TilePlan, places_of
     from vitdomains.zeroshot.labels.label import Options, text_classifier, write_labels
     from vitdomains.zeroshot.labels.outputs import write_label_bundle
     from vitdomains.zeroshot.labels.prompts import read_prompts
     from vitdomains.zeroshot.models.towers import load_towers
     from vitdomains.zeroshot.students.refine import refine
-    from vitdomains.zeroshot.students.student import read_tiles
 
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    index = open_index(folder / run["index"])
+    index, tiles, keys = _embedded(folder)
     towers = load_towers(index.about.source)
-    tiles = read_tiles(folder)
-    keyed = index.tiles().set_index("tile_id")["key"]
-    keys = {t: str(keyed.get(t, "")) for t in tiles["tile_id"]}
     options = Options("softmax", args.threshold)
     text = text_classifier(towers, read_prompts(folder / "prompts.json"), options, index.folder, index.about.precision)
-    refined = refine(text, index, tiles, keys, _reviewed(folder, args.reviewed))
-    bundle = write_label_bundle(
-        out / "bundle",
-        towers,
-        refined.classifier,
-        index.about,
-        len(tiles),
-        f"linear probe on {refined.reviewed} reviewed tiles",
-    )
+    refined = refine(text, index, tiles, keys, _reviewed(folder, args.reviewed), args.method)
+    made_by = f"{refined.chosen} on {refined.reviewed} reviewed tiles"
+    if refined.scores is not None:
+        made_by += f", as the nearest linear layer: the same class for {refined.agreement:.1%} of the tiles"
+    bundle = write_label_bundle(out / "bundle", towers, refined.classifier, index.about, len(tiles), made_by)
     plan = TilePlan(tiles, places_of(tiles))
     wrong = {keys[t]: e for t, e in zip(tiles["tile_id"], tiles["error"], strict=True) if e}
     with shown_progress() as on_progress:
-        write_labels(out, bundle, refined.classifier, plan, index, list(keys.values()), wrong, options, on_progress)
-    shown = ", ".join(f"{name} {value:.3f}" for name, value in refined.accuracy.items())
-    console.print(f"accuracy on {refined.reviewed} reviewed tiles, cross-validated: {shown}\nlabels  {out}")
+        write_labels(
+            out,
+            bundle,
+            refined.classifier,
+            plan,
+            index,
+            list(keys.values()),
+            wrong,
+            options,
+            on_progress,
+            refined.scores,
+        )
+    if refined.measured:
+        console.print("accuracy on held-out reviewed tiles, cross-validated, with 95 % intervals:")
+    for name, reached in refined.measured.items():
+        console.print(f"  {name:<32} {reached}", highlight=False)
+    console.print(f"labels  {out}\n        {made_by}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -316,6 +363,17 @@ def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], usage: str) -> 
             raise ConfigError(f"{file}: unknown key {unknown[0]!r}.", hint=f"The keys are {', '.join(sorted(known))}.")
         parser.set_defaults(**values)
     return parse_args(parser, argv, usage)
+
+
+def _embedded(folder: Path) -> tuple[Index, pd.DataFrame, dict[str, str]]:
+    """The index, the tile table, and the key of each tile of a labelling."""
+    from vitdomains.zeroshot.embeddings.store import open_index
+    from vitdomains.zeroshot.students.student import read_tiles
+
+    tiles = read_tiles(folder)
+    index = open_index(folder / json.loads((folder / "run.json").read_text(encoding="utf-8"))["index"])
+    keyed = index.tiles().drop_duplicates("tile_id", keep="last").set_index("tile_id")["key"]
+    return index, tiles, {t: str(keyed.get(t, "")) for t in tiles["tile_id"]}
 
 
 def _reviewed(folder: Path, file: str) -> dict[str, str]:
@@ -398,11 +456,14 @@ def _show_errors(errors: dict[str, str]) -> None:
 
 
 def _status(done: int, failed: int, verb: str, strict: bool) -> int:
-    """The exit status of a job: 4 where nothing was done, 3 with ``--strict`` where something failed, else 0."""
+    """The exit status of a job: 3 with ``--strict`` where something failed, else 0.
+
+    Raises:
+        NoResultError: Nothing was done (status 4).
+    """
     if not done:
-        messages.print(f"Not one tile could be {verb}: {failed} failed, and the others hold too little data.")
-        return 4
-    if failed and strict:
-        messages.print(f"{failed} could not be {verb}, and --strict was given.")
-        return 3
-    return 0
+        raise NoResultError(
+            f"Not one tile could be {verb}: {failed} failed, and the others hold too little data.",
+            hint="errors.csv and the lines above say why.",
+        )
+    return 3 if failed and strict else 0

@@ -1,4 +1,4 @@
-"""The command ``audit``: does the test split hold what training has shown? Groups, copies, near-copies, neighbours."""
+"""The command ``audit``: leakage between the splits (groups, copies, near-copies, neighbours), and labels that look wrong."""
 
 from __future__ import annotations
 
@@ -13,22 +13,25 @@ from vitdomains.core.config.parse import parse_config
 from vitdomains.core.config.schema import Config
 from vitdomains.core.domain import Domain, domain_reader
 from vitdomains.core.errors import ImageError
-from vitdomains.core.files import write_text
+from vitdomains.core.files import write_atomically, write_text
 from vitdomains.core.terminal import console, messages, shown_progress
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from vitdomains.core.data.manifest import Manifest
 
 _SHOWN = 10
 
 
 def command(domain: Domain, argv: list[str]) -> int:
-    """Look for leakage between the splits: groups, copies, near-copies, near tiles."""
+    """Look for leakage between the splits: groups, copies, near-copies, near tiles; with --labels for labels that look wrong."""
     prog = f"python -m vitdomains.{domain.name} audit"
-    usage = "[--out audit.json] [--pixels false] [--config FILE] [--data.KEY VALUE ...]"
+    usage = "[--out audit.json] [--pixels false] [--labels label_errors.csv] [--config FILE] [--data.KEY VALUE ...]"
     parser = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     parser.add_argument("--out", default="")
     parser.add_argument("--pixels", default="true", choices=("true", "false"))
+    parser.add_argument("--labels", default="")
     words, rest = parser.parse_known_args(argv)
     default = Config() if any(word.split("=")[0] == "--config" for word in rest) else domain.default_config()
     allowed = {"data.sources.name": domain.sources} if domain.sources else {}
@@ -41,11 +44,28 @@ def command(domain: Domain, argv: list[str]) -> int:
         if words.pixels == "true":
             reader = _thumbnails(domain, config, lambda done: on_progress("read", done, len(manifest), "images"))
         found = audit(manifest, reader)
+        if words.labels:
+            from vitdomains.core.probe import doubtful_labels
+
+            queue = doubtful_labels(domain, config, manifest, on_progress)
+            write_atomically(Path(words.labels), lambda part: queue.to_csv(part, index=False, float_format="%.4f"))
+            found["label_errors"] = int(queue["error"].sum())
     found |= _places(manifest)
     if words.out:
         write_text(Path(words.out), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     _show(found)
+    if words.labels:
+        show_doubtful(queue, words.labels)
     return 0 if found["clean"] else 1
+
+
+def show_doubtful(queue: pd.DataFrame, file: str) -> None:
+    """The first rows of a queue of ``label_errors``, and where all of it lies."""
+    wrong = queue[queue["error"]]
+    console.print(f"{len(wrong)} of {len(queue)} labels look wrong, the most doubtful first: {file}")
+    for row in wrong.head(_SHOWN).to_dict("records"):
+        shown = f"  {row['id']}: {row['class']} given {row['given']}, suggested {row['suggested']}"
+        console.print(f"{shown} (quality {row['quality']:.3f})", markup=False, highlight=False, soft_wrap=True)
 
 
 def _thumbnails(domain: Domain, config: Config, on_read: Callable[[int], None]) -> Callable[[str], Any]:

@@ -16,14 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
 
 from vitdomains.core.data.preprocess import PreprocessSpec, normalise, prepare
-from vitdomains.core.errors import ConfigError, ImageError, VitDomainsError, WeightsError
+from vitdomains.core.errors import ConfigError, WeightsError, as_image_error
 from vitdomains.core.geo.map.scene import Strip, read_strip, strips
 from vitdomains.core.jobs.pool import Work
 from vitdomains.core.models.image_tower import ImageTower
@@ -31,7 +30,7 @@ from vitdomains.core.process import has_fast_bf16
 from vitdomains.zeroshot.embeddings.reader import read_image, read_pixels
 from vitdomains.zeroshot.embeddings.store import About
 from vitdomains.zeroshot.labels.prompts import class_embeddings, make_prompts
-from vitdomains.zeroshot.models.towers import Towers, first_line, load_towers, planes
+from vitdomains.zeroshot.models.towers import Towers, load_towers, planes
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -173,20 +172,16 @@ def _tiles(rows: pd.DataFrame, job: MakeEmbedder, pool: ThreadPoolExecutor) -> I
         yield from future.result()
 
 
-_FAILURES = (ImageError, ConfigError, OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, cv2.error)
-"""What reading one file may end in, whichever library decodes it; the job goes on with the next one."""
-
-
-def _failed(at: int, error: BaseException) -> list[_Tile]:
-    text = str(error) if isinstance(error, VitDomainsError) else f"{type(error).__name__}: {first_line(error)}"
-    return [_Tile(at, valid=np.nan, error=text)]
+def _failed(at: int, path: str, error: Exception) -> list[_Tile]:
+    """A tile in error, whichever library raised it; the job goes on with the next one."""
+    return [_Tile(at, valid=np.nan, error=str(as_image_error(path, error)))]
 
 
 def _read_file(at: int, path: str, job: MakeEmbedder) -> list[_Tile]:
     try:
         return [_Tile(at, _prepared(read_image(Path(path), job.about.preprocess), job), 1.0)]
-    except _FAILURES as error:
-        return _failed(at, error)
+    except Exception as error:  # noqa: BLE001 - one bad file never ends a job
+        return _failed(at, path, error)
 
 
 def _read_strip(strip: Strip, job: MakeEmbedder) -> list[_Tile]:

@@ -40,7 +40,13 @@ from vitdomains.zeroshot.labels.outputs import (
     write_label_bundle,
     write_totals,
 )
-from vitdomains.zeroshot.labels.prompts import PromptSet, class_embeddings, remembering, single_prompt
+from vitdomains.zeroshot.labels.prompts import (
+    PromptSet,
+    class_embeddings,
+    random_word_prompts,
+    remembering,
+    single_prompt,
+)
 from vitdomains.zeroshot.models.towers import Towers
 
 CHUNK = 8192
@@ -191,8 +197,9 @@ def write_labels(
     errors: dict[str, str],
     options: Options = DEFAULT_OPTIONS,
     on_progress: OnProgress = lambda phase, done, total, text: None,
+    scores: npt.NDArray[np.float64] | None = None,
 ) -> Labelled:
-    """Everything of a labelling but its bundle, from embeddings that are there."""
+    """Everything of a labelling but its bundle, from embeddings; ``scores`` [N, K] take the place of the classifier's."""
     rows = index.find(keys)
     shares = _priors(plan, index, rows, classifier) if options.prior else None
     examples, summary = Examples(), Summary(unread=plan.unread)
@@ -204,8 +211,9 @@ def write_labels(
                 part = slice(at, at + CHUNK)
                 wrong = [errors.get(key, "") for key in keys[part]]
                 table = _label_chunk(
-                    plan.table.iloc[part], index, rows[part], classifier, bundle.id, wrong, shares, options
-                )
+                    plan.table.iloc[part], index, rows[part], classifier, bundle.id, wrong, shares, options,
+                    None if scores is None else scores[part],
+                )  # fmt: skip
                 for collect in (examples.add, summary.add, listed):
                     collect(table)
                 on_progress("label", min(at + CHUNK, len(rows)), len(rows), "tiles")
@@ -242,10 +250,9 @@ def _check(options: Options) -> None:
         raise ConfigError(f"scores {options.scores!r} is not known.", hint="Use auto, softmax or sigmoid.")
 
 
-def _scene_of(plan: TilePlan) -> npt.NDArray[Any]:
-    """The scene of each tile; all plain files are one."""
-    whole = (plan.table["width"] < 0).to_numpy()
-    return np.where(whole, "files", plan.table["scene"].to_numpy(dtype=object))
+def scene_of(tiles: pd.DataFrame) -> npt.NDArray[Any]:
+    """The scene of each row of a tile table; all plain files are one."""
+    return np.where((tiles["width"] < 0).to_numpy(), "files", tiles["scene"].to_numpy(dtype=object))
 
 
 def _priors(
@@ -253,7 +260,7 @@ def _priors(
 ) -> dict[str, npt.NDArray[np.float64]]:
     if classifier.kind != "softmax":
         raise ConfigError("A prior over classes needs scores that exclude each other.", hint="Add --scores softmax.")
-    scenes = _scene_of(plan)
+    scenes = scene_of(plan.table)
     found = {}
     for scene in dict.fromkeys(scenes):
         own = rows[scenes == scene]
@@ -271,12 +278,15 @@ def _label_chunk(
     errors: list[str],
     shares: dict[str, npt.NDArray[np.float64]] | None,
     options: Options,
+    given: npt.NDArray[np.float64] | None = None,
 ) -> pd.DataFrame:
     vectors, valid = index.take(rows)
     vectors[valid < options.min_valid] = np.nan
     scores = classifier.probabilities(vectors)
+    if given is not None:
+        scores = np.where(np.isnan(scores), np.nan, given)
     if shares is not None:
-        scenes = _scene_of(TilePlan(plan, {}))
+        scenes = scene_of(plan)
         for scene in dict.fromkeys(scenes):
             scores[scenes == scene] = reweighted(scores[scenes == scene], shares[str(scene)])
     table = tile_table(
@@ -297,7 +307,7 @@ def _write_parts(
             write_geoparquet(pieces, folder / f"part-{number:05d}.parquet", names, plan.places, about)
 
 
-VARIANTS = ("ensemble", "single prompt")
+VARIANTS = ("ensemble", "single prompt", "random words")
 
 
 def assess(
@@ -324,8 +334,8 @@ def assess(
         on_progress: As in ``label_tiles``.
 
     Returns:
-        For ``ensemble`` (all names, synonyms, descriptions and templates) and ``single prompt`` (the name in the first
-        template): the report of ``core.evaluate``, and the predictions behind it.
+        For ``ensemble`` (all names, synonyms, descriptions and templates), ``single prompt`` (the name in the first template) and
+        ``random words`` (behind the name, as a floor): the report of ``core.evaluate``, and the predictions behind it.
 
     Raises:
         ManifestError: No tile could be read.
@@ -338,7 +348,8 @@ def assess(
         raise ManifestError("None of the labelled tiles could be read.", hint="Check the files.")
     ids = plan.table["tile_id"].to_numpy(dtype=object)[known]
     reports, tables = {}, {}
-    for name, variant in zip(VARIANTS, (prompts, single_prompt(prompts)), strict=True):
+    variants = (prompts, single_prompt(prompts), random_word_prompts(prompts))
+    for name, variant in zip(VARIANTS, variants, strict=True):
         classifier = text_classifier(towers, variant, options, Path(index_folder), index.about.precision)
         scores = classifier.probabilities(vectors[known])
         report = evaluate(

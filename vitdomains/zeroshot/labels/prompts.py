@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from vitdomains.core.config.yaml_file import MAX_BYTES, find_yaml, parse_yaml, read_yaml
+from vitdomains.core.config.yaml_file import find_yaml, parse_yaml, read_yaml
+from vitdomains.core.data.tables import read_text
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.files import write_atomically
 from vitdomains.core.geo.map.tiles_table import UNKNOWN
@@ -96,7 +97,11 @@ def read_classes(source: str | Path, templates: Sequence[str] = ()) -> PromptSet
     ending = Path(text).suffix.lower()
     if not Path(text).is_file() and ending not in (".yaml", ".yml", ".json", ".csv", ".tsv", ".txt"):
         return make_prompts({"classes": [name for part in text.split(",") if (name := part.strip())]}, templates)
-    written = _text_of(Path(text))
+    if not Path(text).is_file():
+        raise ConfigError(
+            f"The class file {text} cannot be read: it is not there.", hint="Give a file, or names with commas."
+        )
+    written = read_text(text)
     if ending in (".yaml", ".yml", ".json"):
         raw = parse_yaml(written, text)
         raw = {"classes": raw} if isinstance(raw, list) else raw
@@ -108,26 +113,6 @@ def read_classes(source: str | Path, templates: Sequence[str] = ()) -> PromptSet
     if not isinstance(raw, dict):
         raise ConfigError(f"{text} is no list of classes.", hint=_FORM)
     return make_prompts(raw, templates, name=Path(text).stem)
-
-
-def _text_of(file: Path) -> str:
-    """The text of a small file: UTF-8, UTF-16 by its mark, else Windows' code page 1252."""
-    try:
-        with file.open("rb") as stream:
-            raw = stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(
-            f"The class file {file} cannot be read: {error.strerror}.",
-            hint="Give --classes a file, or names with commas.",
-        ) from error
-    if len(raw) > MAX_BYTES:
-        raise ConfigError(f"The class file {file} is larger than {MAX_BYTES:,} bytes.", hint=_FORM)
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return raw.decode("utf-16", "replace")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return raw.decode("cp1252", "replace")
 
 
 def _csv_entries(text: str, where: str) -> list[dict[str, Any]]:
@@ -291,6 +276,20 @@ def single_prompt(prompts: PromptSet) -> PromptSet:
     """The same classes without an ensemble: the name in the first template, nothing else."""
     first = prompts.templates[0] if prompts.templates else "{}"
     classes = tuple(replace(c, prompts=(first.replace("{}", c.name),)) for c in prompts.classes)
+    return PromptSet(prompts.name, classes, (first,))
+
+
+def random_word_prompts(prompts: PromptSet, count: int = 15, seed: int = 0) -> PromptSet:
+    """The same classes described by random words, the floor for any wording: what prompts do beyond the name has to beat it
+    (WaffleCLIP: Roth et al. 2023, ICCV, arXiv:2306.07282). Words are the same for all classes."""
+    first = prompts.templates[0] if prompts.templates else "{}"
+    letters, rng = np.array(list("abcdefghijklmnopqrstuvwxyz")), np.random.default_rng(seed)
+    words = ["".join(rng.choice(letters, int(rng.integers(3, 9)))) for _ in range(2 * count)]
+    ends = [f", which has {a} {b}." for a, b in zip(words[::2], words[1::2], strict=True)]
+    classes = tuple(
+        replace(c, prompts=tuple(first.replace("{}", c.name).rstrip(".") + end for end in ends))
+        for c in prompts.classes
+    )
     return PromptSet(prompts.name, classes, (first,))
 
 

@@ -100,7 +100,11 @@ def read_reviewed(file: str | Path, tiles: pd.DataFrame, digests: Mapping[str, s
 
 
 def student_manifest(
-    labels: str | Path, reviewed: Mapping[str, str] | None = None, confident: float = 0.9, confident_weight: float = 0.5
+    labels: str | Path,
+    reviewed: Mapping[str, str] | None = None,
+    confident: float = 0.9,
+    confident_weight: float = 0.5,
+    quality: Mapping[str, float] | None = None,
 ) -> Path:
     """Write ``labels/manifest.csv``: reviewed tiles with weight 1, others from ``confident`` on with a smaller one.
 
@@ -114,6 +118,7 @@ def student_manifest(
         reviewed: Tile id -> class.
         confident: Least probability of a label that nobody looked at, 0..1.
         confident_weight: Weight of such a label times its probability.
+        quality: Tile id -> quality of such a label, 0..1, a further factor (``refine.doubtful_labels``); 1 where it has none.
 
     Raises:
         ManifestError: No tile is left.
@@ -134,25 +139,32 @@ def student_manifest(
     spec = read_bundle(folder / "bundle", verify=False).preprocess
     paths = [_chip(row, folder / "chips", spec) for row in tiles.itertuples()]
     targets = (tiles["label"].to_numpy(dtype=object)[:, None] == np.asarray(classes, dtype=object)).astype(np.float32)
-    block = tiles["scene"] + [
-        f"_{col // (BLOCK * max(1, width))}_{row // (BLOCK * max(1, height))}"
-        for col, row, width, height in zip(tiles["col"], tiles["row"], tiles["width"], tiles["height"], strict=True)
-    ]
+    block = scene_blocks(tiles)
+    sound = tiles["tile_id"].map(dict(quality or {})).fillna(1.0)
     extra = pd.DataFrame(
         {
-            "weight": np.where(tiles["reviewed"], 1.0, confident_weight * tiles["probability"]),
+            "weight": np.where(tiles["reviewed"], 1.0, confident_weight * tiles["probability"] * sound),
             "reviewed": tiles["reviewed"].to_numpy(),
             "probability": tiles["probability"].to_numpy(),
         }
     )
     m = make_manifest(
-        list(tiles["tile_id"]), paths, list(block.where(tiles["width"] > 0, tiles["tile_id"])), classes, targets, extra=extra,
+        list(tiles["tile_id"]), paths, list(block), classes, targets, extra=extra,
         name=folder.absolute().name,
     )  # fmt: skip
     logger.info(
         "%d tiles: %d reviewed, %d confident", len(m), int(tiles["reviewed"].sum()), int((~tiles["reviewed"]).sum())
     )
     return write_manifest(m, folder / "manifest.csv")
+
+
+def scene_blocks(tiles: pd.DataFrame) -> pd.Series:
+    """What stays on one side of a split, a name a tile: a file, or a square of a scene, whose windows may overlap."""
+    side = {name: BLOCK * tiles[name].clip(lower=1) for name in ("width", "height")}
+    names = tiles["scene"] + [
+        f"_{x}_{y}" for x, y in zip(tiles["col"] // side["width"], tiles["row"] // side["height"], strict=True)
+    ]
+    return names.where(tiles["width"] > 0, tiles["tile_id"])
 
 
 def _chip(tile: Any, folder: Path, spec: PreprocessSpec) -> str:
