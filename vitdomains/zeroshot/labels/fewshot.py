@@ -27,7 +27,7 @@ Logits = Callable[[Floats], npt.NDArray[np.float64]]
 Ints = npt.NDArray[np.int64]
 OUTER, INNER = 5, 3
 """Folds of the measurement and of the choice of parameters."""
-TIP_STEPS, TIP_RATE = 100, 1e-3
+TIP_STEPS, TIP_RATE = 60, 2e-3
 FITTED = 20_000
 
 
@@ -140,7 +140,7 @@ METHODS: dict[str, Method] = {
     "text": Method(text_logits),
     "anchored probe": Method(anchored, tuple({"strength": s} for s in (1.0, 0.1, 10.0, 100.0))),
     "Tip-Adapter": Method(tip_adapter, _TIP, linear=False),
-    "Tip-Adapter-F": Method(tip_adapter_f, _TIP[:3], linear=False),
+    "Tip-Adapter-F": Method(tip_adapter_f, _TIP[:2], linear=False),
     "logistic regression": Method(logistic, tuple({"strength": s} for s in (10.0, 1.0, 100.0)), unseen=False),
 }
 """By name, the simplest first: of equals the first is chosen."""
