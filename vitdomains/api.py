@@ -247,7 +247,7 @@ class Model:
         from vitdomains.core.explain.render import explain_image
 
         file = isinstance(image, (str, Path))
-        pixels = self._predictor.read_image(image) if file else _unit_range(image)  # type: ignore[arg-type]
+        pixels = self._predictor.read(image) if file else _unit_range(image)  # type: ignore[arg-type]
         wanted = (classes,) if isinstance(classes, str) else tuple(classes)
         made = explain_image(self._predictor, pixels, method, wanted)
         scores = dict(zip(self.classes, map(float, made.scores), strict=True))

@@ -26,7 +26,7 @@ from vitdomains.bench.run import BenchOptions, bench
 from vitdomains.core import terminal
 from vitdomains.core.errors import ConfigError, VitDomainsError
 from vitdomains.core.process import restart_with_tuned_allocator
-from vitdomains.core.terminal import console, shown_progress
+from vitdomains.core.terminal import console, parse_args, shown_progress
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,7 +55,7 @@ def models(argv: list[str]) -> int:
     parser = _parser("models", models.__doc__, "bench.json")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="resnet50 (timm), vit:Ti/16, hf:NAME")
     parser.add_argument("--image_size", type=int, default=0, help="height and width, pixels; 0: each model's own")
-    args = _parse(parser, argv, "MODEL ... [--runtimes torch,onnx] [--precisions fp32,bf16] [--batch 1 32]")
+    args = parse_args(parser, argv, "MODEL ... [--runtimes torch,onnx] [--precisions fp32,bf16] [--batch 1 32]")
     return _measure([named_subject(name, args.image_size) for name in args.models], args)
 
 
@@ -63,7 +63,7 @@ def bundle(argv: list[str]) -> int:
     """Measure the model of a bundle at the bundle's input size."""
     parser = _parser("bundle", bundle.__doc__, "bench.json")
     parser.add_argument("bundle", help="folder that train wrote")
-    args = _parse(parser, argv, "BUNDLE [--runtimes torch,onnx,openvino] [--precisions fp32,bf16,int8]")
+    args = parse_args(parser, argv, "BUNDLE [--runtimes torch,onnx,openvino] [--precisions fp32,bf16,int8]")
     return _measure([bundle_subject(args.bundle)], args)
 
 
@@ -72,7 +72,7 @@ def compare(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m vitdomains.bench compare", description=compare.__doc__)
     parser.add_argument("results", nargs="+", metavar="RESULT", help="JSON file that models or bundle wrote")
     parser.add_argument("--to", default="", help="row to compare with: its label, or words of it; default: the first")
-    args = _parse(parser, argv, "RESULT.json [--to 'resnet50, torch, fp32']")
+    args = parse_args(parser, argv, "RESULT.json [--to 'resnet50, torch, fp32']")
     if len(args.results) > 1:
         raise ConfigError(
             f"{len(args.results)} results: times of different runs are not comparable, the machine was in another state.",
@@ -134,14 +134,6 @@ def _parser(command: str, about: str | None, out: str) -> argparse.ArgumentParse
     parser = argparse.ArgumentParser(prog=f"python -m vitdomains.bench {command}", description=about)
     add_options(parser, out)
     return parser
-
-
-def _parse(parser: argparse.ArgumentParser, argv: Sequence[str], usage: str) -> argparse.Namespace:
-    def fail(message: str) -> None:
-        raise ConfigError(f"{parser.prog}: {message}.", hint=f"Call it as: {parser.prog} {usage}")
-
-    parser.error = fail  # type: ignore[assignment, method-assign]
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

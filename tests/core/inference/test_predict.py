@@ -16,7 +16,8 @@ from PIL import Image
 from tests.core import small_bundle, toy
 from vitdomains.core.bundle import Bundle
 from vitdomains.core.commands import cli
-from vitdomains.core.errors import ConfigError
+from vitdomains.core.errors import ConfigError, ExplainError, ImageError
+from vitdomains.core.explain.render import explain_file
 from vitdomains.core.inference.predictor import Predictor
 from vitdomains.core.inference.table import predictions_table, write_predictions
 
@@ -65,6 +66,18 @@ def test_whatever_a_reader_raises_is_a_row(bundle: Bundle, error: Exception, tex
     assert [each.path for each in found] == files
     assert files[0] in found[0].error and text in found[0].error and "\n" not in found[0].error
     assert not any(each.error for each in found[1:]) and np.isfinite(found[1].scores).all()
+
+
+def test_explain_says_what_is_wrong_with_a_file_too(bundle: Bundle) -> None:
+    predictor = Predictor(bundle, raising(TypeError("an integer is required")), precision="fp32", threads=1)
+    with pytest.raises(ImageError, match="TypeError: an integer is required"):
+        explain_file(predictor, images(bundle)[0], "rollout", steps=0)
+    with torch.no_grad():
+        predictor.model.head.bias[:] = torch.inf  # type: ignore[union-attr, operator, index]
+    predictor.bundle = replace(bundle, task_kind="singlelabel")
+    predictor._task = predictor.bundle.task
+    with pytest.raises(ExplainError, match="no finite number"):
+        explain_file(predictor, images(bundle)[1], "rollout", steps=0)
 
 
 def test_an_image_of_other_channels_is_a_row(bundle: Bundle, tmp_path: Path) -> None:

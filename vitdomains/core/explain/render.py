@@ -16,7 +16,7 @@ import rasterio
 import torch
 
 from vitdomains.core.data.dataset import ImageDataset
-from vitdomains.core.data.preprocess import geometry, normalise, prepare
+from vitdomains.core.data.preprocess import geometry, normalise
 from vitdomains.core.errors import ExplainError
 from vitdomains.core.explain.api import CLASS_AGNOSTIC, Heatmap, heatmaps
 from vitdomains.core.explain.attention import attention_blocks
@@ -30,12 +30,8 @@ _PRINTED = Style(contour=None)
 
 def write_png(picture: Picture, path: str | Path) -> Path:
     """Write [H,W,3] RGB as PNG; the file appears whole or not at all."""
-    path = Path(path)
-    done, data = cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2BGR))
-    if not done:
-        raise ExplainError(f"A picture of shape {picture.shape} cannot be written.", hint="Give [H,W,3], uint8.")
-    write_atomically(path, lambda part: part.write_bytes(data.tobytes()))
-    return path
+    write_atomically(Path(path), lambda part: part.write_bytes(png(picture)))
+    return Path(path)
 
 
 def publication_figure(
@@ -139,7 +135,7 @@ def explain_file(
         ExplainError: A finding that the bundle does not know, or a method that does not fit the model.
         ImageError: The file cannot be read.
     """
-    return explain_image(predictor, predictor.read_image(path), method, findings, steps=steps)
+    return explain_image(predictor, predictor.read(path), method, findings, steps=steps)
 
 
 def explain_image(
@@ -152,9 +148,12 @@ def explain_image(
         raise ExplainError(
             f"The bundle knows no finding {', '.join(unknown)}.", hint=f"It knows {', '.join(bundle.classes)}."
         )
-    prepared = prepare(image, bundle.preprocess)
-    stacked = torch.from_numpy(np.ascontiguousarray(np.atleast_3d(prepared).transpose(2, 0, 1)))[None]
+    stacked = torch.from_numpy(predictor.planes(image))[None]
     scores = predictor.scores(predictor.logits(stacked))[0]
+    if not np.isfinite(scores).all():
+        raise ExplainError(
+            "The model gives no finite number for this image.", hint="Look at the image, or at the bundle's report."
+        )
     chosen = tuple(findings) or predictor.labels(scores) or (bundle.classes[int(scores.argmax())],)
     indices = [bundle.classes.index(name) for name in chosen]
     if method in CLASS_AGNOSTIC:
@@ -206,7 +205,7 @@ def write_explained(
 
 def png(rgb: npt.NDArray[np.uint8]) -> bytes:
     """A picture as PNG."""
-    return bytes(cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1])
+    return bytes(cv2.imencode(".png", cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2BGR))[1])
 
 
 def example_pictures(

@@ -86,9 +86,7 @@ def errors_by_kind(
 
 
 def try_in_float32(
-    errors: Iterable[KindError],
-    kinds: Mapping[str, Collection[str]],
-    attempt: Callable[[set[str]], tuple[str, int]],
+    errors: Iterable[KindError], kinds: Mapping[str, Collection[str]], attempt: Callable[[set[str]], tuple[str, int]]
 ) -> tuple[Trial, ...]:
     """Leave the worst kind in float32, then the two worst, and so on, until the gates open; the last one says whether they did.
 

@@ -123,15 +123,13 @@ class Predictor:
     @property
     def streams(self) -> int:
         """How many calls at once do the most work: on a CPU one a core, for then no core waits for another."""
-        return self._streams(self.backend)
+        return self.threads if self.device.type == "cpu" else 1
 
     @property
     def stream_batch(self) -> int:
         """Images of a call where as many as ``streams`` are made at once."""
-        return self._stream_batch if self.streams > 1 else self.batch_size
-
-    @property
-    def _stream_batch(self) -> int:
+        if self.streams == 1:
+            return self.batch_size
         spec = self.bundle.preprocess
         return min(self.batch_size, max(1, round(STREAM_PIXELS / (spec.height * spec.width))))
 
@@ -176,21 +174,35 @@ class Predictor:
 
         return forward
 
-    def _streams(self, backend: Backend) -> int:
-        return self.threads if self.device.type == "cpu" else 1
-
     def _fastest(self, backends: tuple[Backend, ...]) -> Backend:
         spec = self.bundle.preprocess
-        count = self._stream_batch if self.device.type == "cpu" else self.batch_size
+        count = self.stream_batch
         shape = (count, spec.channels, spec.height, spec.width)
         noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
         images = torch.from_numpy(noise if spec.storage == "uint8" else noise.astype(np.float32))
 
         def measured(backend: Backend) -> float:
-            forward = self._load(backend, self._streams(backend))
-            return images_per_second(forward, images, self._streams(backend), PROBE_SECONDS / len(backends))
+            forward = self._load(backend, self.streams)
+            return images_per_second(forward, images, self.streams, PROBE_SECONDS / len(backends))
 
         return choose(self.bundle, backends, measured, shape, threads=self.threads)
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """An image as the domain's reader gives it.
+
+        Raises:
+            ImageError: Whatever keeps it from being read.
+        """
+        try:
+            return self.read_image(path)
+        except ImageError:
+            raise
+        except Exception as error:
+            raise as_image_error(path, error) from error
+
+    def planes(self, image: np.ndarray) -> np.ndarray:
+        """An image [H, W] or [H, W, C] prepared for ``logits``: [C', h, w] in the storage type."""
+        return np.ascontiguousarray(np.atleast_3d(prepare(image, self.bundle.preprocess)).transpose(2, 0, 1))
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """Calibrated probabilities [N, K]."""
@@ -251,11 +263,11 @@ class Predictor:
         path = record[1]
         try:
             raw, quality = self.read_checked(path) if self.read_checked else (self.read_image(path), "")
-            image = prepare(raw, self.bundle.preprocess)
+            image = self.planes(raw)
         except Exception as error:
             logger.debug("%s", path, exc_info=True)
             return record, str(as_image_error(path, error)), ""
-        return record, image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1)), quality
+        return record, image, quality
 
     def _scored(self, batch: Sequence[Prepared], forward: Classify) -> Iterator[Prediction]:
         channels = {image.shape[0] for _, image, _ in batch if not isinstance(image, str)}
