@@ -125,13 +125,14 @@ def write_tiles(folder: Path) -> dict[str, Path]:
         tile.save(folder / name, **({"lossless": True} if name.endswith("webp") else {}))
     tile.convert("RGBA").save(folder / "rgba.png")
     tile.convert("L").save(folder / "grey.png")
+    turned(tile, folder / "turned.jpg", quality=100, subsampling=0)
     Image.fromarray(picture(30, 41, 3)).save(folder / "small.png")
     Image.fromarray(picture(400, 300, 3)).save(folder / "large.png")
     write_raster(folder / "tile.tif", np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     return {file.name: file for file in sorted(folder.iterdir())}
 
 
-SAME_TILE = {"rgb.png", "rgb.webp", "rgb.bmp", "rgba.png", "tile.tif"}
+SAME_TILE = {"rgb.png", "rgb.webp", "rgb.bmp", "rgba.png", "turned.jpg", "tile.tif"}
 
 
 class Ways:
@@ -268,9 +269,9 @@ def test_readers_of_both_tile_domains_see_the_same_picture(tmp_path: Path) -> No
 
 def test_the_app_reads_as_predict_does(films: Ways) -> None:
     from apps.films.engine import Engine
-    from apps.shared.bundle_info import read_facts
+    from apps.shared.bundle_info import read_bundle_info
 
-    engine = Engine(read_facts(films.bundle.path), threads=1)
+    engine = Engine(read_bundle_info(films.bundle.path, "cxr"), threads=1)
     expected = films.by_data_set()
     for name, file in films.files.items():
         prepared, _ = engine.prepared(str(file))
