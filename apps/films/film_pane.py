@@ -49,7 +49,8 @@ def other_views(session: Session, row: dict[str, Any]) -> list[dict[str, Any]]:
 def _of_patient(session: Session, row: dict[str, Any]) -> pd.DataFrame:
     table = session.worklist.table
     same = table[(table["patient"] == row["patient"]) & (table["item"] != row["item"]) & (table["error"] == "")]
-    return same.drop_duplicates("item")
+    found: pd.DataFrame = same.drop_duplicates("item")
+    return found
 
 
 def interval(earlier: str, date: str) -> str:

@@ -146,6 +146,8 @@ def test_a_whole_working_round(serve: Serve, watched: Any, run: SmallRun, tmp_pa
     viewer.locator("[data-marks] button").wait_for()
     page.get_by_role("radio", name="Agree", exact=True).first.click()
     page.get_by_role("radio", checked=True).first.wait_for()
+    seen.press("ArrowDown")  # what was answered is in focus, with its map
+    page.wait_for_timeout(300)
     seen.press("u")
     page.get_by_role("radio", checked=True).nth(1).wait_for()
     note = page.get_by_label("Note")

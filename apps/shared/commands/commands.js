@@ -73,6 +73,8 @@ class Commands {
   click(e) {
     const row = e.target instanceof Element && e.target.closest("[data-command]");
     if (row && this.data?.names[row.dataset.command]) { this.push({ do: row.dataset.command }); return; }
+    // Who answered with the mouse goes on with the page's keys.
+    if (e.detail && e.target instanceof Element && e.target.closest(".st-key-findings [role='radiogroup']")) setTimeout(() => document.activeElement?.blur(), 0);
     const button = e.target instanceof Element && e.target.closest("button"), box = button && button.closest("[class*='st-key-']");
     if (!box || button.disabled || !this.data) return;
     const name = this.data.buttons[[...box.classList].find((c) => c.startsWith("st-key-"))?.slice(7)];
