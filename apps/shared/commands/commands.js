@@ -17,7 +17,13 @@ class Commands {
     document.addEventListener("click", (e) => this.click(e), { capture: true });
     window.addEventListener("vitdomains:command", (e) => this.push(e.detail));
     window.addEventListener("vitdomains:chosen", (e) => { this.ahead = []; this.show(e.detail, true); });
-    setInterval(() => { if (this.queue.length && Date.now() - this.sent > AGAIN) this.deliver(); this.connection(); }, 500);
+    // Never while the server works: it would begin anew, and on a slow machine never end.
+    setInterval(() => {
+      const idle = document.querySelector("[data-testid='stApp']")?.dataset.testScriptState === "notRunning";
+      if (!idle) this.sent = Date.now();
+      else if (this.queue.length && Date.now() - this.sent > AGAIN) this.deliver();
+      this.connection();
+    }, 500);
   }
 
   update(root, data, send) {
