@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitdomains.core.data.preprocess import PreprocessSpec, geometry, normalise, prepare, resized_spec
+from vitdomains.core.data.preprocess import PreprocessSpec, geometry, normalise, prepare, resized_spec, thumbnail
 from vitdomains.core.errors import ConfigError
 
 
@@ -183,3 +183,11 @@ def test_images_that_do_not_fit_are_refused():
         prepare(np.zeros((8, 8), np.uint16), spec())
     with pytest.raises(ConfigError, match="does not fit"):
         normalise(torch.zeros(2, 4, 8, 8), spec(channels=3))
+
+
+def test_thumbnail_is_an_area_mean() -> None:
+    image = np.zeros((64, 128), np.float32)
+    image[:, :64] = 1.0
+    small = thumbnail(image, 4)
+    np.testing.assert_allclose(small, [[1, 1, 0, 0]] * 4)
+    assert thumbnail(np.zeros((50, 40, 3))).shape == (32, 32, 3)

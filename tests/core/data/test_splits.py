@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitdomains.core.data.leakage import near_duplicates, thumbnail
+from vitdomains.core.data.leakage import grey_thumbnail, near_duplicates
 from vitdomains.core.data.manifest import Manifest, check_splits, labels, make_manifest, take, with_split
 from vitdomains.core.data.splits import audit, grouped_folds, grouped_split, part_sizes, stratify
 from vitdomains.core.errors import ConfigError, ManifestError
@@ -156,9 +156,9 @@ def scenes(n: int, seed: int = 0) -> np.ndarray:
 def test_near_duplicates_are_found_through_noise_gain_and_crop() -> None:
     images = scenes(40)
     noise = np.random.default_rng(1).normal(0, 0.01, images[3].shape)
-    cropped = thumbnail(images[5][1:, 1:], 64)
+    cropped = grey_thumbnail(images[5][1:, 1:], 64)
     everything = np.concatenate([images, (0.7 * images[3] + 0.1 + noise)[None], cropped[None]])
-    found = near_duplicates(np.stack([thumbnail(i) for i in everything]))
+    found = near_duplicates(np.stack([grey_thumbnail(i) for i in everything]))
     assert [(a, b) for a, b, *_ in found] == [(3, 40), (5, 41)]
     assert all(c >= 0.97 and d <= 40 for *_, d, c in found)
 
@@ -211,6 +211,6 @@ def test_real_films_of_two_patients_are_no_copies_and_a_recompressed_one_is(shar
     files = sorted((shared / "data" / "nih_cxr14_subset" / "images").glob("*.png"))[::8]
     films = [cv2.imread(str(f), cv2.IMREAD_GRAYSCALE) for f in files]
     jpeg = cv2.imdecode(cv2.imencode(".jpg", films[7], [cv2.IMWRITE_JPEG_QUALITY, 40])[1], cv2.IMREAD_GRAYSCALE)
-    found = near_duplicates(np.stack([thumbnail(f) for f in [*films, jpeg[4:-4, 4:-4]]]))
+    found = near_duplicates(np.stack([grey_thumbnail(f) for f in [*films, jpeg[4:-4, 4:-4]]]))
     of_two = [(a, b) for a, b, *_ in found if b == len(films) or files[a].name[:8] != files[b].name[:8]]
     assert of_two == [(7, len(films))]

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from vitdomains.core.evaluation import baselines as module
-from vitdomains.core.evaluation.baselines import Sample, baselines, thumbnail
+from vitdomains.core.evaluation.baselines import Sample, baselines
 from vitdomains.core.metrics import scores as metrics
 
 
@@ -103,11 +103,3 @@ def test_a_class_without_both_outcomes_and_constant_metadata_do_no_harm():
     found = baselines(images, np.full((40, 2), 0.5), "multilabel", images, bootstrap=20)
     assert list(found) == ["shuffled", "thumbnail"]
     assert found["shuffled"]["auroc"]["value"] == 0.5
-
-
-def test_thumbnail_is_an_area_mean():
-    image = np.zeros((64, 128), np.float32)
-    image[:, :64] = 1.0
-    small = thumbnail(image, 4).reshape(4, 4)
-    np.testing.assert_allclose(small, [[1, 1, 0, 0]] * 4)
-    assert thumbnail(np.zeros((50, 40, 3))).shape == (32 * 32 * 3,)

@@ -186,3 +186,19 @@ def test_workers_that_never_live_end_the_job(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("vitdomains.core.jobs.pool.DEATHS", 2)
     with pytest.raises(ConfigError, match="2 workers died one after the other.*exit code 3"):
         run_shards(plan(tmp_path, 20), tmp_path, broken, executor="processes")
+
+
+def test_a_second_process_is_refused_by_name_until_the_first_is_gone(tmp_path: Path) -> None:
+    code = "import sys, time; from pathlib import Path; from vitdomains.core.jobs.lease import lease\n"
+    code += "with lease(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        shards = plan(tmp_path, 4, 2)
+        with pytest.raises(ConfigError, match=f"is being written by process {holder.pid} on .*, started 20"):
+            run_shards(shards, tmp_path, MakeWork(str(tmp_path)))
+    finally:
+        holder.kill()
+        holder.wait()
+    run_shards(shards, tmp_path, MakeWork(str(tmp_path)))
+    assert verify_shards(shards, tmp_path).tiles == 4

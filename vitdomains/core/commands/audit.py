@@ -72,7 +72,7 @@ def _thumbnails(domain: Domain, config: Config, on_read: Callable[[int], None]) 
     """A reader of small grey images; a file that cannot be read has no contrast, which is like nothing else."""
     import numpy as np
 
-    from vitdomains.core.data.leakage import SIDE, thumbnail
+    from vitdomains.core.data.leakage import SIDE, grey_thumbnail
     from vitdomains.core.pipeline import preprocess_spec
 
     read, done = domain_reader(domain, preprocess_spec(config, domain)), 0
@@ -83,7 +83,7 @@ def _thumbnails(domain: Domain, config: Config, on_read: Callable[[int], None]) 
         on_read(done)
         try:
             image = read(path)
-            return thumbnail(np.nan_to_num(image.astype(np.float32)))
+            return grey_thumbnail(np.nan_to_num(image.astype(np.float32)))
         except ImageError as error:
             messages.print(f"left out: {error}", markup=False, highlight=False)
             return np.zeros((SIDE, SIDE), np.float32)

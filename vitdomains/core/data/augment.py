@@ -1,4 +1,4 @@
-"""What may happen to an image before the model sees it: policies by name, RandAugment, erasing; mixing within a batch.
+"""Augmentation: policies by name, RandAugment, erasing; MixUp and CutMix within a batch.
 
 The operations are those of albumentations. Each call is given its own random generator, so an augmented image is a
 function of that generator alone, in any thread or process. A policy says what the field says leaves the label alone:
@@ -195,9 +195,9 @@ class Augmenter:
 
     def _compose(self, height: int, width: int, channels: int) -> Any:
         """One pipeline a thread: it carries the random state of the image at hand."""
-        kept: dict[tuple[object, ...], Any] = _THREAD.__dict__.setdefault("composes", {})
+        pipelines: dict[tuple[object, ...], Any] = _THREAD.__dict__.setdefault("composes", {})
         key = (self, height, width, channels)
-        if key not in kept:
+        if key not in pipelines:
             transforms = POLICIES[self.policy](height, width, channels)
             if self.magnitude:
                 transforms.append(randaugment(self.magnitude, channels))
@@ -205,8 +205,8 @@ class Augmenter:
                 # Zhong et al. 2020, with noise as in DeiT; on values of any scale, noise of 0..1 would mean nothing.
                 fill = 0.0 if self.policy in ANY_SCALE else "random"
                 transforms.append(A.Erasing(scale=(0.02, 1 / 3), ratio=(0.3, 3.3), fill=fill, p=self.erasing))
-            kept[key] = A.Compose(transforms)
-        return kept[key]
+            pipelines[key] = A.Compose(transforms)
+        return pipelines[key]
 
 
 def build_augment(recipe: Recipe, storage: Storage = "uint8") -> Augmenter | None:

@@ -1,4 +1,4 @@
-"""One row of the manifest becomes one sample: decoded or taken from the cache, augmented, with its label.
+"""Data set: a row of the manifest becomes a sample, decoded or from the cache, augmented, with its labels.
 
 A sample is a function of (seed, epoch, index) alone; nothing random is carried from one sample to the next.
 """
@@ -113,11 +113,11 @@ class ImageDataset(Dataset[tuple[Tensor, Tensor, str]]):
         key = self.key(index)
         if self.cache is None or key is None:
             return self._decode(index)
-        kept = self.cache.get(key)
-        if kept is None:
-            kept = self._decode(index)
-            self.cache.put(key, kept)
-        return kept
+        cached = self.cache.get(key)
+        if cached is None:
+            cached = self._decode(index)
+            self.cache.put(key, cached)
+        return cached
 
     def sample(self, index: int, epoch: int, *, repeat: int = 0, size: int | None = None) -> Sample:
         """One augmented sample as arrays: a function of (seed, epoch, index, repeat) and nothing else.

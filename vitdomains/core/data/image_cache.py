@@ -151,7 +151,7 @@ class ImageCache:
             if not self._writable:
                 return
             try:
-                with _alone(self._file.index):
+                with _exclusive(self._file.index):
                     self._append(self._file, key, image)
             except OSError as error:
                 self._writable = False
@@ -227,7 +227,7 @@ def _write(descriptor: int, data: memoryview, offset: int) -> None:
 
 
 @contextmanager
-def _alone(descriptor: int) -> Iterator[None]:
+def _exclusive(descriptor: int) -> Iterator[None]:
     """Keep other processes from writing; the kernel lets go of the lock when a process dies."""
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:

@@ -1,4 +1,4 @@
-"""Does the test set hold what the training set has shown? Groups, files and near-copies that lie in two splits.
+"""Leakage between splits: groups, files and near-duplicates that lie in two of them.
 
 Near-copies are found in two steps: a 256-bit difference hash (the sign of the horizontal gradient on a 16 x 17 grid)
 proposes pairs by Hamming distance, and the correlation of the 32 x 32 thumbnails decides. The default limits come from
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vitdomains.core.data.manifest import Manifest
+from vitdomains.core.data.preprocess import thumbnail
 from vitdomains.core.errors import ManifestError
 from vitdomains.core.files import file_sha256
 
@@ -85,14 +86,12 @@ def audit(
     }
 
 
-def thumbnail(image: Image, side: int = SIDE) -> npt.NDArray[np.float32]:
+def grey_thumbnail(image: Image, side: int = SIDE) -> npt.NDArray[np.float32]:
     """float32 [side, side] by area averaging, of a grey [H, W] or coloured [H, W, C] image (mean over C)."""
-    grey = np.asarray(image, dtype=np.float32)
-    if grey.ndim == 3:
-        grey = grey.mean(axis=2)
-    if grey.ndim != 2:
-        raise ManifestError(f"A thumbnail needs [H, W] or [H, W, C], not {grey.shape}.", hint="Pass one image.")
-    return np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), dtype=np.float32)
+    if np.ndim(image) not in (2, 3):
+        raise ManifestError(f"A thumbnail needs [H, W] or [H, W, C], not {np.shape(image)}.", hint="Pass one image.")
+    small = thumbnail(image, side)
+    return small if small.ndim == 2 else small.mean(axis=2)
 
 
 def difference_hash(small: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -158,7 +157,7 @@ def _as_thumbnails(given: Image | Callable[[str], Image], paths: Sequence[str]) 
     images = [given(p) for p in paths] if callable(given) else given
     if len(images) != len(paths):
         raise ManifestError(f"{len(images)} thumbnails for {len(paths)} rows.", hint="Pass one a row, in row order.")
-    return np.stack([thumbnail(image) for image in images])
+    return np.stack([grey_thumbnail(image) for image in images])
 
 
 def _digests(paths: Sequence[str]) -> list[str]:

@@ -161,6 +161,11 @@ def resize_array(image: Array, height: int, width: int) -> Array:
     return image
 
 
+def thumbnail(image: Array, size: int = 32) -> npt.NDArray[np.float32]:
+    """An image [H, W] or [H, W, C] squashed to ``size`` x ``size`` pixels by area averaging, float32 in its own unit."""
+    return np.asarray(resize_array(np.asarray(image, dtype=np.float32), size, size))
+
+
 def resize_filtered(image: Array, height: int, width: int, resample: Resample, *, crop: bool = False) -> Array:
     """Resize [H, W] or [H, W, C] with a filter that widens as the image shrinks; the numbers are torchvision's.
 

@@ -1,4 +1,4 @@
-"""Which tiles to label next: those the model is least sure of, those least like what is labelled, or both.
+"""Active learning: which tiles to label next, by uncertainty, by diversity, or both.
 
 Works on the tile table (``core/geo/map/tiles_table.py``), whoever made it.
 """

@@ -1,4 +1,4 @@
-"""Splits that never part a group: one patient, one scene, lies wholly in train, val or test, stratified on the classes.
+"""Splits by group: one patient, one scene, lies wholly in train, val or test, stratified on the classes.
 
 Stratification is iterative (Sechidis, Tsoumakas, Vlahavas 2011, Algorithm 1) over groups instead of rows, with one
 change: how many groups each split takes is fixed beforehand, so that small data sets keep the asked-for shares too.

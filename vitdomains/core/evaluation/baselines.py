@@ -26,7 +26,6 @@ from sklearn.model_selection import GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from vitdomains.core.data.preprocess import resize_array
 from vitdomains.core.metrics import scores as metrics
 from vitdomains.core.metrics.bootstrap import Draws, draw, estimate, replicate
 from vitdomains.core.metrics.calibrate import Kind
@@ -282,8 +281,3 @@ def _against(model: Scored, baseline: Scored, note: str) -> dict[str, Any]:
 def _folds(groups: npt.NDArray[Any]) -> list[tuple[Indices, Indices]]:
     """(rows to fit on, rows held out), no group on both sides."""
     return list(GroupKFold(min(_FOLDS, len(np.unique(groups)))).split(groups, groups=groups))
-
-
-def thumbnail(image: npt.NDArray[Any], size: int = 32) -> npt.NDArray[np.float32]:
-    """An image [H, W] or [H, W, C] squashed to ``size`` x ``size`` pixels by area averaging, flat, in its own unit."""
-    return resize_array(np.asarray(image, dtype=np.float32), size, size).ravel()

@@ -16,8 +16,9 @@ from vitdomains.core.bundle import Bundle
 from vitdomains.core.config.schema import Config
 from vitdomains.core.data.dataset import ImageDataset
 from vitdomains.core.data.manifest import labels, take
+from vitdomains.core.data.preprocess import thumbnail
 from vitdomains.core.errors import ImageError, ManifestError, VitDomainsError
-from vitdomains.core.evaluation.baselines import Sample, baselines, thumbnail
+from vitdomains.core.evaluation.baselines import Sample, baselines
 from vitdomains.core.evaluation.evaluate import evaluate, predictions_table
 from vitdomains.core.evaluation.external import ClassNames
 from vitdomains.core.inference.predictor import Predictor, ahead, batched
@@ -188,6 +189,6 @@ def model_baselines(
 
 def thumbnails(images: ImageDataset, rows: Sequence[int] | npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
     """[n, 32 * 32 * C] of prepared images; grey ones among colour ones are repeated to theirs."""
-    small = [thumbnail(images.image(int(i))) for i in rows]
+    small = [thumbnail(images.image(int(i))).ravel() for i in rows]
     width = max(map(len, small))
     return np.array([part if len(part) == width else np.repeat(part, width // len(part)) for part in small], np.float64)

@@ -23,6 +23,7 @@ import pandas as pd
 
 from vitdomains.core.errors import ConfigError, ManifestError
 from vitdomains.core.files import file_sha256, write_atomically, write_text
+from vitdomains.core.jobs.lease import lease
 from vitdomains.core.jobs.pool import Chunk, MakeWorker, ProcessPool, inline, on_pool, threads_per_worker
 from vitdomains.core.jobs.ray_pool import RayPool
 from vitdomains.core.terminal import OnProgress
@@ -125,7 +126,7 @@ def run_shards(
         on_progress: Called with ("tiles", tiles done, tiles in all, "tiles").
 
     Raises:
-        ConfigError: Unknown executor, Ray is not installed, or no worker stays alive.
+        ConfigError: Unknown executor, Ray is not installed, no worker stays alive, or another process writes ``out``.
         ManifestError: A worker returned other tiles than it was given.
     """
     if executor not in get_args(Executor) or workers < 1:
@@ -133,30 +134,31 @@ def run_shards(
             f"executor {executor!r} with {workers} workers cannot be.",
             hint=f"Use one of {', '.join(get_args(Executor))} with 1 worker or more.",
         )
-    todo = [shard for shard in shards if finished(shard, out) is None]
-    total = sum(len(shard.rows) for shard in shards)
-    done = total - sum(len(shard.rows) for shard in todo)
-    if done and todo:
-        logger.info("going on: %d of %d tiles were finished before", done, total)
-    on_progress("tiles", done, total, "tiles")
-    if not todo:
-        return
-    by_index = {shard.index: shard for shard in todo}
-    chunks = [Chunk(shard.index, 0, shard.rows) for shard in todo]
-    threads = threads or threads_per_worker(1 if executor == "inline" else workers)
-    # Writing, with its wait for the disk, happens beside the next shard's work; at most one result waits.
-    with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-        last: Future[None] | None = None
-        results = _results(chunks, make_worker, executor, min(workers, len(chunks)), threads, ray_address, num_gpus)
-        with closing(results):
-            for index, table in results:
-                if last is not None:
-                    last.result()
-                last = writer.submit(_write, by_index[index], table, out)
-                done += len(by_index[index].rows)
-                on_progress("tiles", done, total, "tiles")
-        if last is not None:
-            last.result()
+    with lease(out):
+        todo = [shard for shard in shards if finished(shard, out) is None]
+        total = sum(len(shard.rows) for shard in shards)
+        done = total - sum(len(shard.rows) for shard in todo)
+        if done and todo:
+            logger.info("going on: %d of %d tiles were finished before", done, total)
+        on_progress("tiles", done, total, "tiles")
+        if not todo:
+            return
+        by_index = {shard.index: shard for shard in todo}
+        chunks = [Chunk(shard.index, 0, shard.rows) for shard in todo]
+        threads = threads or threads_per_worker(1 if executor == "inline" else workers)
+        # Writing, with its wait for the disk, happens beside the next shard's work; at most one result waits.
+        with ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            last: Future[None] | None = None
+            results = _results(chunks, make_worker, executor, min(workers, len(chunks)), threads, ray_address, num_gpus)
+            with closing(results):
+                for index, table in results:
+                    if last is not None:
+                        last.result()
+                    last = writer.submit(_write, by_index[index], table, out)
+                    done += len(by_index[index].rows)
+                    on_progress("tiles", done, total, "tiles")
+            if last is not None:
+                last.result()
 
 
 def _results(

@@ -146,9 +146,9 @@ def padchest(source: Source, root: Path) -> Manifest:
     targets = labels.from_lists(listed, label_maps.PADCHEST_POSITIVE, label_maps.PADCHEST_UNSURE)
     normal = np.zeros((len(table), 1), dtype=np.float32)
     for i, row in enumerate(listed):
-        said = set(row) - label_maps.PADCHEST_SILENT
-        normal[i] = said == {"normal"}
-        if not said or "exclude" in row:
+        stated = set(row) - label_maps.PADCHEST_SILENT
+        normal[i] = stated == {"normal"}
+        if not stated or "exclude" in row:
             targets[i], normal[i] = np.nan, np.nan
     if "StudyDate_DICOM" in table.columns and "PatientBirth" in table.columns:
         studied = pd.to_numeric(table["StudyDate_DICOM"], errors="coerce") // 10000
