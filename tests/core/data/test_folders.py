@@ -133,6 +133,12 @@ def test_class_folders_take_deeper_images_and_two_formats_of_one_tile(tmp_path: 
     }
 
 
+def test_a_class_without_a_readable_image_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "forest/a.png", "sea/b.gif")
+    m = class_folders(tmp_path, RASTERS, "mine")
+    assert reasons(m.skipped)["a class folder without an image that is read"] == ("lost", 1)
+
+
 def test_folders_train_val_test_are_splits_and_no_classes(tmp_path: Path) -> None:
     for split in ("Train", "valid", "test"):
         for name in ("forest", "river"):

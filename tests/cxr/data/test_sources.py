@@ -495,7 +495,7 @@ def test_csv_with_one_labels_column(tmp_path: Path) -> None:
 def test_csv_with_class_columns_split_column_and_further_columns(tmp_path: Path) -> None:
     text = "path,group,split,Pleural effusion,smoker,ward,Sex,age\n" + "".join(
         f"{i}.png,g{i},{s},{i % 2},1,A,{'FM'[i % 2]},{20 * i}\n"
-        for i, s in enumerate(("train", "train", "val", "val", "test", "test"))
+        for i, s in enumerate(("train", "TRAIN", "validation", "val", "Test", "test"))
     )
     data = csv_data(tmp_path, text, columns={"sex": "Sex", "hospital_ward": "ward"})
     m = build_manifest(data)
@@ -530,7 +530,11 @@ def test_csv_classes_of_ones_own_and_no_group(tmp_path: Path, caplog: pytest.Log
         ("path,Mass\n0.png,1\n", {"group": "patient"}, "no column 'patient'"),
         ("path,Mass\n0.png,perhaps\n", {}, "holds 'perhaps'"),
         ("path,Mass\n0.png,3\n1.png,1\n2.png,0\n3.png,1\n", {}, "labels other than 1, 0 and unknown: 3"),
-        ("path,Mass,split\n0.png,1,dev\n1.png,1,train\n2.png,0,train\n3.png,0,train\n", {}, "unknown splits dev"),
+        (
+            "path,Mass,split\n0.png,1,hold-out\n1.png,1,train\n2.png,0,train\n3.png,0,train\n",
+            {},
+            "unknown splits hold-out",
+        ),
     ],
 )
 def test_csv_errors(tmp_path: Path, text: str, columns: dict[str, str], message: str) -> None:

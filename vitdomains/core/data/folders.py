@@ -22,7 +22,7 @@ SPLIT_FOLDERS = {
     "train": "train", "training": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val",
     "dev": "val", "test": "test", "testing": "test", "tst": "test",
 }  # fmt: skip
-"""Names of folders, in lower case, that are splits and never classes."""
+"""Names of folders, in lower case, that are splits and never classes; tables may use them too."""
 _MANIFESTS = ("manifest.csv", "manifest.parquet")
 
 
@@ -226,7 +226,7 @@ def class_folders(
             files, left = list_images(folder, endings)
             skipped += left
             if not files:
-                skipped.append(Skipped("a class folder without an image that is read", (str(folder),), "other"))
+                skipped.append(Skipped("a class folder without an image that is read", (str(folder),)))
             parts = [file.relative_to(folder) if file.is_relative_to(folder) else file for file in files]
             stems = [part.with_suffix("").as_posix() for part in parts]
             twice = {stem for stem in stems if stems.count(stem) > 1} if len({*stems}) < len(stems) else set[str]()

@@ -188,8 +188,7 @@ def log_skipped(m: Manifest, most: float = 1.0) -> None:
     summed = [Skipped(reason, names, kind) for (reason, kind), names in reasons.items()]
     lost = [part for part in summed if part.kind == "lost"]
     found = len(m) + sum(len(part.names) for part in summed if part.kind != "other")
-    if found > len(m):
-        log.info("%s: %d images found, %d used", m.name, found, len(m))
+    log.info("%s: %d images found, %d used", m.name, found, len(m))
     for part in summed:
         log.log(logging.WARNING if part.kind == "lost" else logging.INFO, "%s: %s", m.name, part)
     count = sum(len(part.names) for part in lost)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from vitdomains.core.config.schema import Data, Source
 from vitdomains.core.data.endings import RASTERS
-from vitdomains.core.data.folders import class_folders
+from vitdomains.core.data.folders import SPLIT_FOLDERS, class_folders
 from vitdomains.core.data.manifest import (
     LABEL_PREFIX,
     Manifest,
@@ -129,7 +129,8 @@ def csv_source(
     base = (root / source.images).absolute()
     m = make_manifest(
         ids.tolist(), [local_path(base, file) for file in files], column("group", ids).tolist(), classes, values,
-        splits=column("split", files).tolist() if mapped["split"] in table else None,
+        splits=[SPLIT_FOLDERS.get(word.strip().lower(), word) for word in column("split", files)]
+        if mapped["split"] in table else None,
         extra=further(table, mapped, classes), name=root.absolute().name or "csv",
     )  # fmt: skip
     return without(m, (files.str.strip() == "").to_numpy(dtype=bool), "a row without a path")
