@@ -44,6 +44,7 @@ _OTHERS = {
     b"SQLite format 3": "an SQLite database",
 }
 _CSV_HINT = "Save it as CSV with commas in UTF-8."
+_COLUMN_HINT = "Check that this is the table of this source, or map its columns with a `csv` source."
 
 
 def find_file(root: Path, named: str, candidates: Sequence[str], what: str) -> Path:
@@ -118,7 +119,9 @@ def read_list(path: str | Path) -> list[str]:
     return [line for line in lines if line]
 
 
-def read_table(path: str | Path, required: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: str | Path, required: Sequence[str] = (), text: Sequence[str] = (), *, hint: str = _COLUMN_HINT
+) -> pd.DataFrame:
     """A table of CSV (any separator of ``SEPARATORS``, any encoding of ``read_text``, also gzipped) or Parquet.
 
     Args:
@@ -126,6 +129,7 @@ def read_table(path: str | Path, required: Sequence[str] = (), text: Sequence[st
         required: Columns that have to be there.
         text: Columns that stay text, empty cells NaN. Another column becomes numbers where all its cells are numbers or
             ``MISSING``: whole ones as integers, also beside blanks, but texts where a number has a leading zero.
+        hint: What to do where a required column is missing.
 
     Raises:
         ManifestError: Not a table, no rows, a column twice, or a required one missing (those that it has are listed).
@@ -142,7 +146,7 @@ def read_table(path: str | Path, required: Sequence[str] = (), text: Sequence[st
         for name in table.columns:
             if name not in text:
                 table[name] = _numbers(table[name])
-    require_columns(table, required, path)
+    require_columns(table, required, path, hint=hint)
     if table.empty:
         raise ManifestError(f"{path} has no rows.", hint="Download the file again, or check how it was written.")
     return table
@@ -221,7 +225,7 @@ def local_path(base: str | Path, name: str) -> str:
     return os.path.abspath(path) if name.strip() else ""
 
 
-def require_columns(table: pd.DataFrame, required: Iterable[str], origin: object) -> None:
+def require_columns(table: pd.DataFrame, required: Iterable[str], origin: object, *, hint: str = _COLUMN_HINT) -> None:
     """Raise a ManifestError that names the missing columns, each once, and lists those that the table has."""
     absent = [c for c in dict.fromkeys(required) if c not in table.columns]
     if absent:
@@ -229,7 +233,7 @@ def require_columns(table: pd.DataFrame, required: Iterable[str], origin: object
         shown = ", ".join(has[:40]) + (", ..." if len(has) > 40 else "")
         raise ManifestError(
             f"{origin} has no column {', '.join(map(repr, absent))}; it has {shown}.",
-            hint="Check that this is the table of this source, or map its columns with a `csv` source.",
+            hint=hint,
         )
 
 

@@ -85,7 +85,7 @@ def _tiles(domain: Domain, inputs: list[str], bundle: Bundle | None, on_progress
     if first.suffix.lower() in _TABLES:
         if len(inputs) > 1 or not first.is_file():
             raise ManifestError(f"{' '.join(inputs)}: no single table of tiles.", hint="Give one table, or tile files.")
-        table = read_table(first, _NEEDED, text=_TEXT)
+        table = read_table(first, _NEEDED, text=_TEXT, hint="Give a table of tiles as `map` writes it.")
         return table.assign(**{name: table[name].fillna("") for name in _TEXT})
     if bundle is None:
         raise ConfigError("Tile files need a model to be unsure of them.", hint="Give --bundle.")

@@ -14,8 +14,11 @@ import pandas as pd
 from vitdomains.core.config.schema import Source
 from vitdomains.core.data.manifest import labels
 from vitdomains.core.data.sources import folders
+from vitdomains.core.data.tables import local_path, read_table
 from vitdomains.core.errors import ManifestError
 from vitdomains.zeroshot.labels.prompts import PromptSet, make_prompts
+
+_PAIR = ("path", "caption")
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,14 @@ def read_pairs(source: str | Path, templates: Sequence[str] = ()) -> Pairs:
         texts = tuple(c.prompts for c in prompts.classes)
         return Pairs(tuple(m.table["path"]), number.astype(np.int64), tuple(m.classes), texts)
     try:
-        table = pd.read_csv(path, dtype=str, usecols=["path", "caption"]).dropna()
-    except (OSError, ValueError) as error:
+        table = read_table(path, _PAIR, text=_PAIR).dropna(subset=list(_PAIR))
+    except ManifestError as error:
         raise ManifestError(
-            f"{source} holds no pairs: {error}.", hint="Give a CSV with path and caption, or a folder of class folders."
+            f"{source} holds no pairs: {error.message}",
+            hint="Give a CSV with path and caption, or a folder of class folders.",
         ) from error
     numbers, captions = pd.factorize(table["caption"].str.strip())
-    files = tuple(str((path.parent / file).absolute()) for file in table["path"])
+    files = tuple(local_path(path.parent.absolute(), file) for file in table["path"])
     return Pairs(files, numbers.astype(np.int64), tuple(captions), tuple((text,) for text in captions))
 
 
