@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +43,7 @@ def manifest_in(folder: str | Path) -> Path | None:
 
 
 def _header(path: Path) -> set[str]:
-    return {cell.strip().strip('"') for cell in read_text(path).partition("\n")[0].split(",")}
+    return {cell.strip().strip('"') for cell in re.split(r"[,;\t|]", read_text(path).partition("\n")[0])}
 
 
 def list_images(folder: str | Path, endings: Sequence[str]) -> tuple[list[Path], list[Skipped]]:
@@ -229,9 +231,9 @@ def class_folders(
                 skipped.append(Skipped("a class folder without an image that is read", (str(folder),)))
             parts = [file.relative_to(folder) if file.is_relative_to(folder) else file for file in files]
             stems = [part.with_suffix("").as_posix() for part in parts]
-            twice = {stem for stem in stems if stems.count(stem) > 1} if len({*stems}) < len(stems) else set[str]()
+            count = Counter(stems)
             for part, stem, file in zip(parts, stems, files, strict=True):  # one tile in two formats: a.jpg and a.tif
-                own = part.as_posix() if stem in twice else stem
+                own = part.as_posix() if count[stem] > 1 else stem
                 rows.append((f"{prefix}{of}/{own}", os.path.abspath(file), of, split))
     if "" not in splits.values():
         others = [folder for folder in sub_folders(base) if folder not in splits]
