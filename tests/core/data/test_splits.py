@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitdomains.core.data.leakage import grey_thumbnail, near_duplicates
+from vitdomains.core.data.leakage import audit, grey_thumbnail, near_duplicates
 from vitdomains.core.data.manifest import Manifest, check_splits, labels, make_manifest, take, with_split
-from vitdomains.core.data.splits import audit, grouped_folds, grouped_split, part_sizes, stratify
+from vitdomains.core.data.splits import grouped_folds, grouped_split, part_sizes, stratify
 from vitdomains.core.errors import ConfigError, ManifestError
 
 

@@ -9,11 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vitdomains.core.data.leakage import audit
 from vitdomains.core.data.manifest import Manifest, labels, with_split
 from vitdomains.core.errors import ConfigError, ManifestError
-
-__all__ = ["audit", "grouped_folds", "grouped_split", "stratify"]
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
