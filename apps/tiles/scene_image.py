@@ -62,7 +62,7 @@ class SceneImage:
     """A raster for the eye.
 
     Args:
-        path: A file or address; or several (``inputs.py``), one for each of ``bands``.
+        path: A file or address; or several (``scene_paths.py``), one for each of ``bands``.
         resolution, crs: Of the grid on which its tiles lie, as for ``read_window``; None: the file's own.
         sensor: What took it, or empty.
         bands: ``name=number`` of bands that the file does not name.

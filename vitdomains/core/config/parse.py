@@ -1,6 +1,6 @@
 """From words to a ``Config``: the file, the dotted overrides, the help, and back to YAML.
 
-Stands between ``config.py`` (what can be said) and ``config_rules.py`` (what makes sense). jsonargparse converts and
+Stands between ``schema.py`` (what can be said) and ``validate.py`` (what makes sense). jsonargparse converts and
 checks the types and writes the help from the dataclasses; this module gives it a file that is safe to read and turns
 what it finds into errors that name the key, what was given and what is allowed.
 """
@@ -25,7 +25,6 @@ from vitdomains.core.config.yaml_file import dump_yaml, parse_yaml, read_yaml
 from vitdomains.core.errors import ConfigError
 from vitdomains.core.terminal import nearest
 
-# --------------------
 # The words of a configuration: which keys there are, how they are spelt, what to say to a wrong one.
 
 SECTIONS: dict[str, type[Data | Model | Recipe | Run]] = {"data": Data, "model": Model, "recipe": Recipe, "run": Run}

@@ -1,7 +1,7 @@
 """What makes sense: the range of every number, and the combinations that cannot work.
 
 The types were checked when the configuration was read; here stands what a type cannot say. All problems are reported at
-once, each with the key, what was given and what is allowed. What is possible but unwise is ``lint.py``'s.
+once, each with the key, what was given and what is allowed. What is possible but unwise is ``warnings.py``'s.
 """
 
 from __future__ import annotations

@@ -150,8 +150,10 @@ class Job:
             writer = to_torchscript if name == "torchscript" else partial(to_pt2, dynamic=source.dynamic)
             return writer(source.module, source.example, path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = self.float_onnx if name == "onnx" else self.float_openvino
-        for suffix in (".xml", ".bin") if name == "openvino" else (made.suffix,):
+        if name not in ("onnx", "openvino"):
+            raise KeyError(f"no code writes the format {name}")
+        made, suffixes = (self.float_onnx, (".onnx",)) if name == "onnx" else (self.float_openvino, (".xml", ".bin"))
+        for suffix in suffixes:
             shutil.copyfile(made.with_suffix(suffix), path.with_suffix(suffix))
         return path
 

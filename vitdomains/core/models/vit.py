@@ -24,7 +24,6 @@ from torch.utils.checkpoint import checkpoint
 
 from vitdomains.core.errors import ConfigError
 
-# --------------------
 # Inside the Vision Transformer: fused attention, with a backward pass of its own where that is faster.
 #
 # On a CPU with bf16 matrix units, PyTorch's backward of the fused kernel works in small tiles and leaves the units idle. Here
@@ -84,7 +83,6 @@ class _Attend(torch.autograd.Function):
         return grad_qkv
 
 
-# --------------------
 # Inside the Vision Transformer: positions at another input size, and positions to start from.
 
 
@@ -123,7 +121,6 @@ def sincos_positions(grid: int, width: int) -> NDArray[np.float32]:
     return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], axis=1).astype(np.float32)
 
 
-# --------------------
 # From logits of every patch to those of the image: what lets a model say where a finding lies.
 
 
@@ -149,7 +146,6 @@ def as_map(regions: Tensor) -> Tensor:
     return mapped
 
 
-# --------------------
 # Inside the Vision Transformer: convolutions in place of the patch projection.
 
 

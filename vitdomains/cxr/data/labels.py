@@ -20,7 +20,7 @@ NIH: tuple[str, ...] = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
-"""The 14 findings of NIH ChestX-ray14 (Wang et al. 2017), in the order of its paper."""
+"""The 14 findings of NIH ChestX-ray14 (Wang et al. 2017), in the order of its paper; its films are annotated for no more."""
 
 NO_FINDING = "No_Finding"
 """Not a finding but a statement about all of them: a class only where a config asks for it by name."""
@@ -32,7 +32,7 @@ CHEXPERT: tuple[str, ...] = (
 """The 14 observations of CheXpert (Irvin et al. 2019) in its column order, also used by MIMIC-CXR-JPG."""
 
 FINDINGS: tuple[str, ...] = NIH + tuple(c for c in CHEXPERT if c not in NIH and c != NO_FINDING)
-"""The label space: the 14 of NIH, then the six that only CheXpert has."""
+"""The label space: the 14 of NIH, then the six that only CheXpert has. A finding that neither annotates is added behind them."""
 
 ALIASES: dict[str, str] = {
     "pleural effusion": "Effusion",

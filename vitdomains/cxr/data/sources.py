@@ -87,7 +87,7 @@ def _in_order(names: Collection[str]) -> tuple[str, ...]:
 
 
 def phantoms(source: Source, root: Path) -> Manifest:
-    """Films drawn by ``cxr.phantom``, made under ``root`` unless they are there; ``limit`` is how many (0: 600)."""
+    """Films drawn by ``cxr.phantoms``, made under ``root`` unless they are there; ``limit`` is how many (0: 600)."""
     # The drawing code takes longer to import than all other sources together; most runs need none of it.
     from vitdomains.cxr.phantoms.make import make_phantoms
 

@@ -86,6 +86,7 @@ _WANTED = _tags(
     "WindowCenterWidthExplanation VOILUTFunction RescaleIntercept RescaleSlope ModalityLUTSequence VOILUTSequence"
 )
 _WANTED_IN_ITEMS = _tags("LUTDescriptor LUTExplanation LUTData")
+_READ = frozenset((*_WANTED.values(), *_WANTED_IN_ITEMS.values()))
 _TRANSFER_SYNTAX = 0x00020010
 
 
@@ -121,6 +122,8 @@ class Header:
 
     def texts(self, keyword: str) -> list[str]:
         """The values of a text element without padding; empty where it is absent or empty."""
+        if keyword not in _READ:
+            raise KeyError(f"{keyword} is not read from headers: add it to _WANTED")
         raw = self.elements[keyword].data if keyword in self.elements else b""
         try:
             text = raw.decode("utf-8")
