@@ -123,3 +123,10 @@ def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     torch.save({"trunk.weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(WeightsError, match=r"visual\.conv1\.weight"):
         convert(tmp_path / "other.pt", "ViT-B-32", tmp_path / "out")
+
+
+def test_weights_of_transformers_are_told_from_those_of_open_clip(tmp_path: Path) -> None:
+    names = ("logit_scale", "text_model.final_layer_norm.weight", "vision_model.post_layernorm.weight")
+    torch.save({name: torch.ones(4) for name in names}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"names of transformers.*config\.json.*--model"):
+        convert(tmp_path / "pytorch_model.bin", "ViT-B-32", tmp_path / "out")

@@ -182,6 +182,11 @@ def _native(state: State) -> State:
         for name, value in state.items()
     }
     absent = [n for n in ("visual.conv1.weight", "visual.proj", "text_projection", "logit_scale") if n not in state]
+    if any(name.startswith(("text_model.", "vision_model.")) for name in state):
+        raise WeightsError(
+            f"The file holds weights under the names of transformers ({next(iter(state))}), not of open_clip.",
+            hint="Nothing is to be converted: give the folder that it came in, with config.json and the tokenizer, to --model.",
+        )
     if absent:
         raise WeightsError(
             f"The file has no {', '.join(absent)}; it begins with {', '.join(list(state)[:3])}.",
