@@ -122,4 +122,4 @@ def test_no_handle_crosses_a_process(tmp_path: Path, method: str) -> None:
     # In a forked child the file is open twice: the parent's handle, which is left alone, and its own.
     for kept, equal, opened in answers:  # type: ignore[misc]
         assert equal and opened == (2 if method == "fork" else 1) and kept <= 1
-    assert rasters.UTM and dataset_pool._kept == []
+    assert rasters.UTM and dataset_pool._of_parent == []
