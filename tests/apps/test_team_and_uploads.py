@@ -131,11 +131,11 @@ def test_a_film_brought_along_is_read_predicted_and_stored_by_its_hash(
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"GIF89a" + bytes(100), "neither DICOM nor PNG nor JPEG"),
+        (b"GIF89a" + bytes(100), "is a GIF picture, not a film"),
         (b"", "is empty"),
         (png()[:200], "does not decode"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + b"\x00\x01\x00\x00" * 2 + bytes(60), "pixels"),
-        (b"<html><script>alert(1)</script></html>", "neither DICOM"),
+        (b"<html><script>alert(1)</script></html>", "is a text in XML or HTML"),
     ],
 )
 def test_what_is_no_film_is_refused_and_leaves_nothing(app: App, content: bytes, text: str) -> None:

@@ -91,7 +91,7 @@ def test_dry_run_shows_both(
     shown = capsys.readouterr().out
     assert "activations" in shown and "estimated" in shown and "measured" in shown and "in real steps" in shown
     assert not (tmp_path / "run").exists()
-    monkeypatch.setattr(cli, "free_memory", lambda config: 2**20)
+    monkeypatch.setattr("vitdomains.core.training.memory.free_memory", lambda config: 2**20)
     assert cli.main(toy.DOMAIN, words) == 1
     assert "not measured: 1 MiB are free" in capsys.readouterr().out
     assert (free_memory(CONFIG) or 2**30) > 2**20
