@@ -200,17 +200,24 @@ def _what_maps_cannot_tell(session: Session, row: dict[str, Any], finding: str, 
             ))  # fmt: skip
 
 
-def no_film(session: Session) -> None:
-    """The address names a film that is not there."""
+def no_film(session: Session, item: str) -> None:
+    """The address names a film that is not there, or not yet."""
     if session.worklist.progress.running:
         empty(
             "This film has not been read yet.",
             "The list is still being read; the page opens it when its turn has come.",
         )
-        st.button("Try again", key="again", type="primary")
+        _open_when_read(session, item)
     else:
         empty(
             "There is no such film.",
             "It is not among the studies that this app was started with. Go back to the worklist.",
         )
     command(st, "Worklist", "to-list", leave, key="Esc", width="content")
+
+
+@st.fragment(run_every=1.0)
+def _open_when_read(session: Session, item: str) -> None:
+    """Draws the page anew when the film has been read, or nothing is left to be read."""
+    if not session.worklist.progress.running or session.film(item) is not None:
+        st.rerun()

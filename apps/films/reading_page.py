@@ -38,7 +38,7 @@ def reading_page(session: Session, item: str) -> None:
     """The film to the left, findings and answers to the right."""
     row = session.film(item)
     if row is None:
-        no_film(session)
+        no_film(session, item)
         return
     if row["error"]:
         _header(session, row)
