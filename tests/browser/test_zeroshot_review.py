@@ -233,9 +233,8 @@ def test_dark_and_by_the_keyboard_alone(
     page.screenshot(path=screenshots / "zeroshot_dark.png")
     page.keyboard.press("e")
     page.get_by_text("Accepted labels").first.wait_for()
+    seen.settled()
     page.screenshot(path=screenshots / "zeroshot_output_dark.png")
-    page.keyboard.press("Escape")
-    seen.ready()
     with ReviewStore(f"sqlite:///{tmp_path / 'reviews.db'}") as store:
         assert store.count() == 31
         assert store.decisions()[-1].answers["label"].label == "unknown" and store.decisions()[-1].item == below
