@@ -110,44 +110,6 @@ def test_the_same_tile_in_two_tabs(
     assert len(wait_for(tabs[1].page, tmp_path, 2)) == 2
 
 
-def test_a_killed_server_loses_neither_answer_nor_note(
-    serve: Serve, new_page: Callable[..., Page], run: SmallRun, tmp_path: Path
-) -> None:
-    address = serve("cxr_review.py", *film_words(run, tmp_path))
-    seen = WatchedFilms(new_page(), address)
-    page = seen.page
-    seen.goto()
-    seen.worklist(48)
-    seen.press("n")
-    page.wait_for_url(re.compile("item="))
-    item = item_of(page)
-    seen.viewer(film=item)
-    seen.press("d")
-    page.get_by_role("radio", checked=True).first.wait_for()
-    seen.press("u")
-    page.get_by_role("radio", checked=True).nth(1).wait_for()
-    note = page.get_by_label("Note")
-    note.fill("a note that is not yet")
-    page.wait_for_timeout(1500)
-    note.press("End")
-    page.keyboard.type(" finished")  # the server dies within these letters
-    serve.kill(address)
-    page.get_by_text("The server does not answer").wait_for()
-    serve.again(address)
-    page.get_by_text("The server does not answer").wait_for(state="hidden")
-    seen.viewer(film=item)
-    seen.settled()
-    assert page.get_by_role("radio", checked=True).count() == 2
-    assert page.get_by_label("Note").input_value() == "a note that is not yet finished"
-    page.locator("[data-viewer] canvas").first.focus()
-    page.keyboard.press("n")
-    page.get_by_text("have no answer").wait_for()
-    seen.press("n")
-    (written,) = wait_for(page, tmp_path, 1)
-    assert written.item == item and sorted(a.verdict for a in written.answers.values()) == ["disagree", "unsure"]
-    assert written.note == "a note that is not yet finished"
-
-
 def test_keys_belong_to_the_field_in_which_one_types(
     serve: Serve, new_page: Callable[..., Page], run: SmallRun, tmp_path: Path
 ) -> None:
